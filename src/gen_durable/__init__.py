@@ -1,0 +1,41 @@
+"""Postgres-backed durable execution: state machines and jobs that survive crashes.
+
+An instance is a row in Postgres, a machine is a class, each step's outcome is committed before the next step starts.
+"""
+
+from gen_durable.client import BulkItem, Handle, Inserted
+from gen_durable.context import Context
+from gen_durable.engine import Engine
+from gen_durable.job import Job, job
+from gen_durable.machine import Machine, step
+from gen_durable.outcome import Cancel, Done, Next, Outcome, Retry, RetryAfter, Sleep, Stop
+from gen_durable.retry import Backoff
+from gen_durable.snapshot import Page, QueueCount, Snapshot, Transition, WorkerInfo
+
+__all__ = [
+    "Backoff",
+    "BulkItem",
+    "Cancel",
+    "Context",
+    "Done",
+    "Engine",
+    "Handle",
+    "Inserted",
+    "Job",
+    "Machine",
+    "Next",
+    "Outcome",
+    "Page",
+    "QueueCount",
+    "Retry",
+    "RetryAfter",
+    "Sleep",
+    "Snapshot",
+    "Stop",
+    "Transition",
+    "WorkerInfo",
+    "job",
+    "step",
+]
+
+__version__ = "0.1.0"

@@ -1,0 +1,225 @@
+"""Claims due rows in whole batches, and gives back what it can't start."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from gen_durable._runtime.held import Held, LocalQueue
+from gen_durable._runtime.link import Link, LinkDown
+from gen_durable._runtime.service import Service
+from gen_durable._store.operation import Catalog, Row
+from gen_durable.events import ClaimEvent, Hooks, emit
+from gen_durable.machine import MachineSpec
+
+__all__ = ["Claimer"]
+
+log = logging.getLogger("gen_durable")
+
+# A buffered row that nobody could start for this long goes back, where an idle worker may take it.
+STUCK_SECONDS = 0.5
+# Outcomes that may wait for their commit before no more is claimed.
+BACKLOG = 2000
+SMOOTHING = 0.5
+
+
+class Claimer(Service):
+    """One claim statement for all queues at a time.
+
+    How many rows a queue holds beyond those that run follows its pace (Little's law: as many as it starts during two
+    round trips), so that short steps never wait for a claim and long ones leave the rest to other workers.
+    """
+
+    name = "claimer"
+
+    def __init__(
+        self,
+        link: Link,
+        sql: Catalog,
+        worker: int,
+        queues: dict[str, LocalQueue],
+        held: dict[int, Held],
+        hooks: Hooks,
+        *,
+        poll_interval: float,
+        check_interval: float,
+        prefetch: int,
+        uncommitted: Callable[[], int],
+    ) -> None:
+        super().__init__()
+        self._link = link
+        self._sql = sql
+        self._worker = worker
+        self._queues = list(queues.values())
+        self._held = held
+        self._hooks = hooks
+        self._poll_interval = poll_interval
+        self._check_interval = check_interval
+        self._prefetch = prefetch
+        self._uncommitted = uncommitted
+        self.specs: dict[int, tuple[MachineSpec, LocalQueue]] = {}
+        self._trip = 0.005  # seconds that a claim takes
+        self._pace = dict.fromkeys(queues, 0.0)  # starts per second
+        self._marks: dict[str, tuple[float, int]] = {}
+        self._check_at = time.monotonic() + check_interval
+        self.closing = False
+
+    def announce(self, queue: str | None) -> None:
+        """There may be work in a queue (None: in any)."""
+        for local in self._queues:
+            if queue is None or local.name == queue:
+                local.empty = False
+                local.look_at = 0.0
+                self.wake()
+
+    async def once(self) -> float:
+        """One pass: give back, claim, say when to look again."""
+        now = time.monotonic()
+        if now >= self._check_at:
+            await self.check()
+        if self.closing:
+            return self._poll_interval
+        for queue in self._queues:
+            await self._give_back_stuck(queue, now)
+        wanted = self._wanted(now)
+        if not wanted:
+            return self._sleep(now)
+        await self._claim(wanted)
+        return 0.0
+
+    def _wanted(self, now: float) -> dict[LocalQueue, int]:
+        if self._uncommitted() > BACKLOG:
+            return {}
+        wanted = {}
+        for queue in self._queues:
+            if (queue.empty and now < queue.look_at) or not queue.lanes:
+                continue
+            capacity = queue.concurrency + queue.ahead
+            room = capacity - queue.load
+            # Whole batches: when half of the room is free, or when nothing waits to be started.
+            if room > 0 and (not queue.buffer or room * 2 >= capacity):
+                wanted[queue] = room
+        return wanted
+
+    async def _claim(self, wanted: dict[LocalQueue, int]) -> None:
+        wants = [
+            {"lane": lane, "pool": pool, "room": room, "solo": len(queue.lanes) == 1}
+            for pool, (queue, room) in enumerate(wanted.items())
+            for lane in queue.lanes
+        ]
+        for queue in wanted:
+            # Cleared before the statement: what is announced while it runs must not be forgotten.
+            queue.empty = True
+        started = time.monotonic()
+        request = self._sql["claiming/claim"].bind(worker=self._worker, wants=msgspec.json.encode(wants).decode())
+        try:
+            rows = await self._link.fetch(request)
+        except LinkDown:
+            self._check_at = 0.0  # it may have claimed rows that we never heard of
+            self.announce(None)
+            raise
+        except BaseException:
+            self.announce(None)
+            raise
+        now = time.monotonic()
+        self._trip += SMOOTHING * (now - started - self._trip)
+        got = self._deal(rows, now)
+        for queue, room in wanted.items():
+            count = len(got.get(queue, ()))
+            if count >= room:
+                queue.empty = False
+            elif queue.empty:
+                queue.look_at = now + self._poll_interval
+            self._adapt(queue, now)
+            if count:
+                queue.put(got[queue])
+        if self._hooks.claim and rows:
+            emit(self._hooks.claim, ClaimEvent(wanted=sum(wanted.values()), got=len(rows), took=now - started))
+
+    def _deal(self, rows: list[Row], now: float) -> dict[LocalQueue, list[Held]]:
+        got: dict[LocalQueue, list[Held]] = {}
+        held_rows = self._held
+        for id_, rev, lane, step, state, attempt, crashes, priority, key, due_at, inserted_at in rows:
+            spec, queue = self.specs[lane]
+            held = Held(
+                id_, rev, lane, step, state, attempt, crashes, priority, key, due_at, inserted_at, spec, queue, now
+            )
+            held_rows[id_] = held
+            got.setdefault(queue, []).append(held)
+        for queue, batch in got.items():
+            if len(queue.lanes) > 1:
+                batch.sort(key=_urgency)
+        return got
+
+    def _adapt(self, queue: LocalQueue, now: float) -> None:
+        since, started = self._marks.get(queue.name, (now - 0.1, 0))
+        if now - since < 0.002:
+            return
+        pace = (queue.started - started) / (now - since)
+        self._pace[queue.name] += SMOOTHING * (pace - self._pace[queue.name])
+        self._marks[queue.name] = (now, queue.started)
+        queue.ahead = min(self._prefetch, int(self._pace[queue.name] * self._trip * 2))
+
+    async def _give_back_stuck(self, queue: LocalQueue, now: float) -> None:
+        if queue.buffer and queue.saturated and now - queue.buffer[0].claimed_at > STUCK_SECONDS:
+            queue.ahead = 0
+            self._pace[queue.name] = 0.0
+            await self.give_back(queue)
+
+    async def give_back(self, queue: LocalQueue) -> None:
+        """Hands every row of the queue's buffer back, as it was claimed."""
+        rows = sorted(queue.buffer, key=lambda held: held.id)
+        queue.buffer.clear()
+        for held in rows:
+            self.forget(held)
+        if rows:
+            await self.release([(held.id, held.rev) for held in rows])
+
+    async def release(self, claims: list[tuple[int, int]]) -> None:
+        """Gives claims back; one that is not held any more is left alone."""
+        listed = msgspec.json.encode([{"id": id_, "rev": rev} for id_, rev in sorted(claims)]).decode()
+        while True:
+            try:
+                await self._link.fetch(self._sql["claiming/release"].bind(worker=self._worker, claims=listed))
+                return
+            except LinkDown:
+                continue  # guarded by rev: sending it twice does no harm
+
+    def forget(self, held: Held) -> None:
+        """The row is not this worker's any more."""
+        if self._held.get(held.id) is held:
+            del self._held[held.id]
+
+    async def check(self) -> None:
+        """Gives back rows that the table says are ours and that we don't hold: a claim whose answer was lost.
+
+        On the claims' own connection, so that no claim of ours is under way.
+        """
+        rows = await self._link.fetch(self._sql["claiming/mine"].bind(worker=self._worker))
+        strays = [(id_, rev) for id_, rev in rows if not self._is_held(id_, rev)]
+        if strays:
+            log.warning("%d claims whose answer was lost go back to their queues", len(strays))
+            await self.release(strays)
+        self._check_at = time.monotonic() + self._check_interval
+
+    def _is_held(self, id_: int, rev: int) -> bool:
+        held = self._held.get(id_)
+        # One behind: a commit that keeps the claim is there, and its answer is on the way.
+        return held is not None and held.rev in (rev, rev - 1)
+
+    def _sleep(self, now: float) -> float:
+        until = self._check_at
+        for queue in self._queues:
+            if queue.empty:
+                until = min(until, queue.look_at)
+            if queue.buffer:
+                until = min(until, now + STUCK_SECONDS)
+        return max(until - now, 0.001)
+
+
+def _urgency(held: Held) -> Any:
+    return (held.priority, held.due_at, held.id)

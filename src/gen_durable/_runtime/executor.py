@@ -1,0 +1,320 @@
+"""Runs one step: loads its state, calls it, and turns what came of it into a record for the flusher."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import logging
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor as Threads
+from contextvars import copy_context
+from typing import Any, Protocol
+
+import msgspec
+
+from gen_durable._runtime.held import Held
+from gen_durable._runtime.isolate import isolated
+from gen_durable._runtime.record import BACK, END, ON, Record, error_json, reason_json
+from gen_durable.codec import encode_value
+from gen_durable.config import Settings
+from gen_durable.context import Context
+from gen_durable.errors import InvalidOutcome, InvalidState, StateDecodeError
+from gen_durable.events import Hooks, StepEvent, emit
+from gen_durable.machine import MachineSpec, StepSpec
+from gen_durable.outcome import KEEP, Cancel, Done, Next, Retry, RetryAfter, Sleep, Stop
+from gen_durable.status import Status, TransitionKind
+
+__all__ = ["Executor", "Outbox"]
+
+log = logging.getLogger("gen_durable")
+
+# A chain of steps of one instance gives way to others after its share.
+CHAIN_STEPS = 100
+CHAIN_SECONDS = 0.1
+
+_HISTORY = {"off": 0, "steps": 1, "states": 2}
+
+
+class CrashLoop(Exception):
+    """The step's worker died too often."""
+
+
+class Outbox(Protocol):
+    """What the executor hands its records to."""
+
+    def add(self, held: Held, record: Record) -> None:
+        """Takes a record; the commit follows."""
+
+    async def lane_of(self, spec: MachineSpec, queue: str) -> int:
+        """The lane of a machine in another queue."""
+        ...
+
+
+class Executor:
+    """Runs steps for one worker."""
+
+    def __init__(
+        self, settings: Settings, hooks: Hooks, outbox: Outbox, worker: int, client: Any, threads: Threads
+    ) -> None:
+        self._settings = settings
+        self._hooks = hooks
+        self._outbox = outbox
+        self._worker = worker
+        self._client = client
+        self._threads = threads
+        self.draining = False
+
+    async def run(self, held: Held) -> None:
+        """Runs the step that a row stands at, and hands its outcome over. Never raises but to be cancelled."""
+        spec = held.spec
+        step = spec.steps.get(held.step)
+        error: BaseException | None = None
+        subject: Any = None
+        started = time.monotonic()
+        try:
+            if step is None:
+                raise StateDecodeError(
+                    f"{spec.name} version {spec.version} has no step {held.step!r} (it has {', '.join(spec.steps)}); "
+                    "give a machine whose steps were renamed a new version"
+                )
+            if held.crashes >= self._max_crashes(spec):
+                raise CrashLoop(f"its worker died {held.crashes} times in step {held.step!r}")
+            values = held.values if held.values is not None else spec.codec.decode(held.raw)
+            held.values = None
+        except (StateDecodeError, CrashLoop) as reason:
+            self._hand_over(held, self._end(held, Status.FAILED, TransitionKind.FAILED, reason), started, reason)
+            return
+        try:
+            subject, returned = await self._call(held, step, values)
+            record = await self._settle(held, subject, Done(returned) if step.returns_result else returned)
+        except asyncio.CancelledError as cancelled:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise  # the worker's own: drain or death
+            error = cancelled
+            record = await self._failed(held, step, cancelled)
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as raised:  # noqa: BLE001  # whatever a step raises is its outcome
+            error = raised
+            record = await self._failed(held, step, raised)
+        self._hand_over(held, record, started, error)
+
+    async def _call(self, held: Held, step: StepSpec, values: dict[str, Any]) -> tuple[Any, Any]:
+        subject: Any = None
+        if step.is_function:
+            if step.ctx_param is not None:
+                values[step.ctx_param] = self._context(held)
+            call = functools.partial(step.func, **values)
+        else:
+            subject = held.spec.load(values)
+            call = functools.partial(step.func, subject, self._context(held))
+        if step.timeout is None:
+            return subject, await self._await(held, step.is_async, call)
+        limit = asyncio.timeout(step.timeout)
+        try:
+            async with limit:
+                return subject, await self._await(held, step.is_async, call)
+        except TimeoutError as error:
+            if limit.expired():
+                raise TimeoutError(f"step {held.step!r} ran longer than its timeout of {step.timeout:g} s") from error
+            raise
+
+    async def _await(self, held: Held, is_async: bool, call: Callable[[], Any]) -> Any:
+        if is_async:
+            return await isolated(call(), held.queue.wake_one)
+        held.queue.wake_one()
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, copy_context().run, call)
+
+    def _context(self, held: Held) -> Context:
+        spec = held.spec
+        return Context(
+            id=held.id,
+            key=held.key,
+            machine=spec.name,
+            version=spec.version,
+            queue=held.queue.name,
+            step=held.step,
+            attempt=held.attempt,
+            crashes=held.crashes,
+            priority=held.priority,
+            inserted_at=held.inserted_at,
+            due_at=held.due_at,
+            worker=self._worker,
+            client=self._client,
+        )
+
+    # What came back -------------------------------------------------------------------------------
+
+    async def _settle(self, held: Held, subject: Any, outcome: Any) -> Record:
+        state = self._state(held, subject)
+        match outcome:
+            case Next():
+                return await self._next(held, outcome, state)
+            case Done(result=result):
+                record = self._end(held, Status.DONE, TransitionKind.DONE)
+                record.state = state
+                if result is not None:
+                    what = f"the result of {held.spec.name}.{held.step}"
+                    record.result = msgspec.Raw(encode_value(result, what, self._settings.max_state_bytes))
+                return record
+            case Retry(delay=delay):
+                return self._back(held, TransitionKind.RETRY, held.step, delay, held.attempt + 1, state)
+            case Sleep(seconds=seconds, then=then):
+                self._check_step(held, then)
+                return self._back(held, TransitionKind.SLEEP, then, seconds, 0, state)
+            case Stop(reason=reason):
+                record = self._end(held, Status.FAILED, TransitionKind.FAILED)
+                record.state, record.error = state, reason_json("Stop", reason)
+                return record
+            case _:
+                raise InvalidOutcome(
+                    f"{held.spec.name}.{held.step} returned {_shown(outcome)}; a step returns an outcome: "
+                    "Next, Retry, Sleep, Done or Stop"
+                )
+
+    def _state(self, held: Held, subject: Any) -> msgspec.Raw | None:
+        """The state that a step leaves, checked: what is committed can be loaded again (None: unchanged)."""
+        if subject is None:
+            return None
+        raw, held.values = held.spec.codec.validated(subject.__dict__)
+        if len(raw) > self._settings.max_state_bytes:
+            raise InvalidState(
+                f"the state of {held.spec.name} takes {len(raw)} bytes after {held.step!r}, more than "
+                f"max_state_bytes={self._settings.max_state_bytes}; keep large data elsewhere and refer to it"
+            )
+        return None if raw == held.raw else msgspec.Raw(raw)
+
+    def _check_step(self, held: Held, name: str) -> None:
+        if name not in held.spec.steps:
+            raise InvalidOutcome(
+                f"{held.spec.name}.{held.step} goes to {name!r}, which is not a step of {held.spec.name}; "
+                f"its steps are {', '.join(held.spec.steps)}"
+            )
+
+    async def _next(self, held: Held, outcome: Next, state: msgspec.Raw | None) -> Record:
+        self._check_step(held, outcome.step)
+        queue = held.queue.name if outcome.queue is KEEP else outcome.queue
+        moved = queue != held.queue.name
+        urgency = held.priority if outcome.priority is KEEP else outcome.priority
+        if not moved and urgency == held.priority and not outcome.delay and self._may_run_ahead(held, outcome.step):
+            return Record(held.id, held.rev, ON, outcome.step, state, kind=TransitionKind.NEXT)
+        record = self._back(held, TransitionKind.NEXT, outcome.step, outcome.delay or 0.0, 0, state)
+        record.priority = urgency
+        if moved:
+            record.lane = await self._outbox.lane_of(held.spec, queue)
+        return record
+
+    def _may_run_ahead(self, held: Held, step: str) -> bool:
+        if self.draining or not self._settings.run_ahead or not held.spec.steps[step].run_ahead:
+            return False
+        waiting = bool(held.queue.buffer) or not held.queue.empty
+        if not waiting:
+            return True
+        return held.chain_steps < CHAIN_STEPS and time.monotonic() - held.chain_since < CHAIN_SECONDS
+
+    # What went wrong ------------------------------------------------------------------------------
+
+    async def _failed(self, held: Held, step: StepSpec, error: BaseException) -> Record:
+        """The outcome of a run that raised: the machine's ``on_error`` decides, else its retry policy."""
+        held.values = None
+        if isinstance(error, Cancel):
+            return self._end(held, Status.CANCELLED, TransitionKind.CANCELLED, error)
+        if held.spec.on_error is not None and not isinstance(error, RetryAfter):
+            try:
+                return await self._ask_machine(held, error)
+            except asyncio.CancelledError:
+                raise
+            except Exception as second:  # noqa: BLE001  # a handler that fails ends the instance: no loop
+                if second is not error:  # the same error again: the handler leaves it to the policy
+                    return self._end(held, Status.FAILED, TransitionKind.FAILED, second)
+        return self._follow_policy(held, step, error)
+
+    async def _ask_machine(self, held: Held, error: BaseException) -> Record:
+        spec = held.spec
+        subject = spec.load(spec.codec.decode(held.raw))
+        handler = spec.on_error
+        assert handler is not None
+        ctx = self._context(held)
+        if inspect.iscoroutinefunction(handler):
+            returned = await isolated(handler(subject, error, ctx), held.queue.wake_one)
+        else:
+            returned = await self._await(held, False, functools.partial(handler, subject, error, ctx))
+        record = await self._settle(held, subject, returned)
+        if record.error is None and record.op == BACK:
+            record.error = error_json(error)
+        return record
+
+    def _follow_policy(self, held: Held, step: StepSpec, error: BaseException) -> Record:
+        delay: float | None = None
+        if step.retry is not None:
+            delay = step.retry.delay_after(held.attempt, error)
+        if isinstance(error, RetryAfter) and (step.retry is None or held.attempt + 1 < step.retry.max_attempts):
+            delay = error.delay
+        if delay is None:
+            return self._end(held, Status.FAILED, TransitionKind.FAILED, error)
+        record = self._back(held, TransitionKind.RETRY, held.step, delay, held.attempt + 1, None)
+        record.error = error_json(error)
+        return record
+
+    # Records --------------------------------------------------------------------------------------
+
+    def _back(
+        self, held: Held, kind: TransitionKind, step: str, delay: float, attempt: int, state: msgspec.Raw | None
+    ) -> Record:
+        # A worker's death counts against a step until it is done.
+        crashes = held.crashes if kind is TransitionKind.RETRY else 0
+        return Record(
+            held.id, held.rev, BACK, step, state, delay=delay, attempt=attempt, crashes=crashes, kind=int(kind)
+        )
+
+    def _end(self, held: Held, status: Status, kind: TransitionKind, error: BaseException | None = None) -> Record:
+        keep = self.keep(held.spec)
+        return Record(
+            held.id,
+            held.rev,
+            END,
+            status=int(status),
+            keep=None if math.isinf(keep) else keep,
+            error=None if error is None else error_json(error),
+            kind=int(kind),
+        )
+
+    def _hand_over(self, held: Held, record: Record, started: float, error: BaseException | None) -> None:
+        record.ran, record.tried = held.step, held.attempt
+        record.took = round(time.monotonic() - started, 6)
+        record.history = _HISTORY[held.spec.history or self._settings.history]
+        if self._hooks.step:
+            event = StepEvent(
+                id=held.id,
+                machine=held.spec.name,
+                step=held.step,
+                attempt=held.attempt,
+                queue=held.queue.name,
+                outcome=TransitionKind(record.kind).label,
+                took=record.took,
+                error=error,
+            )
+            emit(self._hooks.step, event)
+        if error is not None and log.isEnabledFor(logging.INFO):
+            log.info(
+                "%s %d, step %r, attempt %d: %s: %s",
+                held.spec.name, held.id, held.step, held.attempt, type(error).__name__, error,
+            )  # fmt: skip
+        self._outbox.add(held, record)
+
+    def keep(self, spec: MachineSpec) -> float:
+        """For how many seconds a machine's terminal rows stay; infinite: for ever."""
+        return self._settings.retention if spec.retention is None else spec.retention
+
+    def _max_crashes(self, spec: MachineSpec) -> int:
+        return self._settings.max_crashes if spec.max_crashes is None else spec.max_crashes
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"

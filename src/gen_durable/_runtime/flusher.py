@@ -1,0 +1,203 @@
+"""Commits outcomes in groups: what has collected goes as soon as the previous group has returned."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+import psycopg
+
+from gen_durable._runtime.held import Held
+from gen_durable._runtime.link import Link, LinkDown
+from gen_durable._runtime.record import BACK, END, ON, Record, encode_records, error_json
+from gen_durable._store.operation import Catalog
+from gen_durable.errors import InvalidState
+from gen_durable.events import CommitEvent, Hooks, StaleEvent, emit
+from gen_durable.status import Status
+
+__all__ = ["Entry", "Flusher", "Settled"]
+
+log = logging.getLogger("gen_durable")
+
+BATCH = 1000
+LONGEST_PAUSE = 5.0
+
+Entry = tuple[Held, Record]
+
+
+class Settled(Protocol):
+    """Who is told what became of a claim."""
+
+    def goes_on(self, held: Held) -> None:
+        """The commit is there and the claim stays: the next step may run."""
+
+    def left(self, held: Held, record: Record | None) -> None:
+        """The claim has ended: committed with this record, or taken away (None)."""
+
+    def wake_list(self, batch: list[Entry]) -> list[str]:
+        """The queues whose other workers are to be told about rows that go back."""
+        ...
+
+
+class Flusher:
+    """Sends outcomes. No timer: on an idle system a lone outcome goes at once, under load groups grow by themselves."""
+
+    def __init__(
+        self, link: Link, sql: Catalog, worker: int, settled: Settled, hooks: Hooks, keep: Callable[[Held], float]
+    ) -> None:
+        self._link = link
+        self._sql = sql
+        self._worker = worker
+        self._settled = settled
+        self._hooks = hooks
+        self._keep = keep
+        self._pending: list[Entry] = []
+        self._more = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.committed = 0
+        self.stale = 0
+
+    @property
+    def waiting(self) -> int:
+        """How many outcomes wait for the next group."""
+        return len(self._pending)
+
+    def add(self, held: Held, record: Record) -> None:
+        """Takes an outcome for the next group."""
+        self._pending.append((held, record))
+        self._more.set()
+        self._idle.clear()
+
+    async def wait_idle(self) -> None:
+        """Waits until everything that was added is committed."""
+        await self._idle.wait()
+
+    async def run(self) -> None:
+        """The loop; runs until it is cancelled."""
+        while True:
+            await self._more.wait()
+            self._more.clear()
+            while self._pending:
+                batch = self._pending[:BATCH]
+                del self._pending[:BATCH]
+                # Rows are locked in id order.
+                batch.sort(key=lambda entry: entry[0].id)
+                await self._commit(batch)
+            self._idle.set()
+
+    async def _commit(self, batch: list[Entry]) -> None:
+        """Commits a group, for as long as it takes; one that the database refuses is split to find the bad outcome."""
+        in_doubt = False
+        pause = 0.05
+        while True:
+            started = time.monotonic()
+            try:
+                committed = await self._send(batch)
+                break
+            except LinkDown:
+                # Sent, and no answer: it may be there or not. Sending it again does no harm, because the fence refuses
+                # what is there already; what is refused now is looked up.
+                in_doubt = True
+            except (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded) as error:
+                await self._split(batch, error)
+                return
+            except psycopg.Error as error:
+                log.warning("commit of %d outcomes: %s; trying again", len(batch), str(error).strip())
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, LONGEST_PAUSE)
+        missing = [entry for entry in batch if entry[0].id not in committed]
+        if missing and in_doubt:
+            committed |= await self._look_up(missing)
+        stale = [entry for entry in batch if entry[0].id not in committed]
+        self._account(len(batch) - len(stale), stale, time.monotonic() - started)
+        for held, record in batch:
+            if held.id in committed:
+                self._settle(held, record)
+        for held, _ in stale:
+            self._settled.left(held, None)
+
+    async def _send(self, batch: list[Entry]) -> set[int]:
+        request = self._sql["committing/commit"].bind(
+            worker=self._worker,
+            outcomes=encode_records([record for _, record in batch]).decode(),
+            wake=self._settled.wake_list(batch),
+        )
+        return {row[0] for row in await self._link.fetch(request)}
+
+    async def _split(self, batch: list[Entry], error: psycopg.Error) -> None:
+        if len(batch) > 1:
+            middle = len(batch) // 2
+            await self._commit(batch[:middle])
+            await self._commit(batch[middle:])
+            return
+        held, record = batch[0]
+        if record.state is None and record.result is None:
+            # Nothing of the user's is in it, so nothing can be left out: keep trying, loudly, rather than lose the row.
+            log.error("instance %d: its outcome can't be committed: %s; trying again", held.id, str(error).strip())
+            await asyncio.sleep(LONGEST_PAUSE)
+        else:
+            reason = InvalidState(f"Postgres refused the state or result of step {held.step!r}: {str(error).strip()}")
+            record.fail(error_json(reason), self._keep(held))
+        await self._commit(batch)
+
+    async def _look_up(self, entries: list[Entry]) -> set[int]:
+        """Which of the outcomes that were refused the second time are there from the first."""
+        ids = msgspec.json.encode([held.id for held, _ in entries]).decode()
+        while True:
+            try:
+                rows = await self._link.fetch(self._sql["committing/locate"].bind(ids=ids))
+                break
+            except LinkDown:
+                continue
+        places = {row[0]: row[1:] for row in rows}
+        return {held.id for held, record in entries if self._is_there(places.get(held.id), held, record)}
+
+    def _is_there(self, place: tuple[int, int, int | None] | None, held: Held, record: Record) -> bool:
+        if place is None or place[0] != held.rev + 1:
+            return False
+        _, status, worker = place
+        if record.op == ON:
+            return status == Status.EXECUTING and worker == self._worker
+        if record.op == END:
+            return status == record.status and worker == self._worker
+        return status in (Status.RUNNABLE, Status.SCHEDULED)
+
+    def _settle(self, held: Held, record: Record) -> None:
+        if record.op != ON:
+            self._settled.left(held, record)
+            return
+        held.rev += 1
+        held.step = record.step or held.step
+        held.attempt = held.crashes = 0
+        held.chain_steps += 1
+        if record.state is not None:
+            held.raw = bytes(record.state)
+        self._settled.goes_on(held)
+
+    def _account(self, committed: int, stale: list[Entry], took: float) -> None:
+        self.committed += committed
+        self.stale += len(stale)
+        if self._hooks.commit:
+            emit(self._hooks.commit, CommitEvent(size=committed, stale=len(stale), took=took))
+        for held, _ in stale:
+            log.warning(
+                "instance %d, step %r: its outcome was refused, because the claim had been taken away",
+                held.id,
+                held.step,
+            )
+            if self._hooks.stale:
+                emit(self._hooks.stale, StaleEvent(id=held.id, machine=held.spec.name, step=held.step))
+
+
+def goes_back_now(batch: list[Entry]) -> set[str]:
+    """The queues that get a row back which is due at once."""
+    queues: set[str] = set()
+    for held, record in batch:
+        if record.op == BACK and not record.delay and record.lane is None:
+            queues.add(held.queue.name)
+    return queues

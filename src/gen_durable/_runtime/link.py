@@ -1,0 +1,155 @@
+"""A service's own connection: kept alive, watched, and made anew when it breaks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+
+import psycopg
+from psycopg import AsyncConnection
+
+from gen_durable._store.connection import cut, fetch, open_connection, set_up
+from gen_durable._store.operation import Request, Row
+from gen_durable.events import Hooks, ReconnectEvent, emit
+
+__all__ = ["Link", "LinkDown"]
+
+log = logging.getLogger("gen_durable")
+
+FIRST_PAUSE = 0.02
+LONGEST_PAUSE = 2.0
+
+
+class LinkDown(Exception):
+    """The connection broke while a statement was under way: whether it took effect is not known."""
+
+
+class Link:
+    """One connection with a watchdog.
+
+    A statement that gets no answer within ``deadline`` seconds ends with its socket: a frozen link fails like a cut
+    one. The next statement makes a new connection, for as long as it takes. One statement at a time.
+    """
+
+    def __init__(self, url: str, name: str, hooks: Hooks, *, application_name: str, deadline: float) -> None:
+        self.name = name
+        self.own_session = True
+        self.on_connect: Callable[[AsyncConnection[Row]], Awaitable[None]] | None = None
+        self._url = url
+        self._hooks = hooks
+        self._application_name = application_name
+        self._deadline = deadline
+        self._connection: AsyncConnection[Row] | None = None
+        self._turn = asyncio.Lock()
+        self._lost_at: float | None = None
+        self._closed = False
+
+    @property
+    def connection(self) -> AsyncConnection[Row] | None:
+        """The connection, when there is one."""
+        return self._connection
+
+    async def fetch(self, request: Request) -> list[Row]:
+        """Runs one statement; connects first when need be.
+
+        Raises:
+            LinkDown: when the connection broke after the statement was sent.
+            psycopg.Error: the statement's own error; the connection is still good.
+        """
+        async with self._turn:
+            connection = self._connection or await self._connect()
+            with self._watched(connection):
+                try:
+                    return await fetch(connection, request)
+                except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+                    if not _is_down(connection, error):
+                        raise
+                    await self.drop(error)
+                    raise LinkDown(str(error)) from error
+                except asyncio.CancelledError:
+                    await self.drop(None)
+                    raise
+
+    async def connect(self) -> None:
+        """Connects now, for as long as it takes."""
+        async with self._turn:
+            if self._connection is None:
+                await self._connect()
+
+    async def _connect(self) -> AsyncConnection[Row]:
+        pause = FIRST_PAUSE
+        while True:
+            if self._closed:
+                raise LinkDown("the link is closed")
+            try:
+                connection = await self._try_connect()
+                break
+            except (psycopg.Error, OSError, TimeoutError) as error:
+                if self._lost_at is None:
+                    self._lost_at = time.monotonic()
+                if pause == FIRST_PAUSE:
+                    log.warning("%s connection: can't connect, trying again: %s", self.name, str(error).strip())
+            await asyncio.sleep(pause * (0.5 + random.random()))
+            pause = min(pause * 2, LONGEST_PAUSE)
+        self._connection = connection
+        if self._lost_at is not None:
+            took = time.monotonic() - self._lost_at
+            self._lost_at = None
+            log.info("%s connection: there again after %.2f s", self.name, took)
+            emit(self._hooks.reconnect, ReconnectEvent(connection=self.name, took=took))
+        return connection
+
+    async def _try_connect(self) -> AsyncConnection[Row]:
+        async with asyncio.timeout(self._deadline):
+            connection = await open_connection(self._url, self._application_name)
+        try:
+            with self._watched(connection):
+                self.own_session = await set_up(connection, steady=True)
+                if self.on_connect is not None:
+                    await self.on_connect(connection)
+        except BaseException:
+            await _discard(connection)
+            raise
+        return connection
+
+    @contextlib.contextmanager
+    def _watched(self, connection: AsyncConnection[Row]):  # type: ignore[no-untyped-def]  # a context manager
+        timer = asyncio.get_running_loop().call_later(self._deadline, cut, connection)
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    async def drop(self, error: BaseException | None) -> None:
+        """Gives the connection up; the next statement makes another."""
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        if self._lost_at is None and not self._closed:
+            self._lost_at = time.monotonic()
+            if error is not None:
+                log.warning("%s connection: lost: %s", self.name, str(error).strip())
+        await _discard(connection)
+
+    async def close(self) -> None:
+        """Closes for good; a statement under way fails."""
+        self._closed = True
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await _discard(connection)
+
+
+async def _discard(connection: AsyncConnection[Row]) -> None:
+    cut(connection)
+    with contextlib.suppress(psycopg.Error, OSError):
+        await connection.close()
+
+
+def _is_down(connection: AsyncConnection[Row], error: psycopg.Error) -> bool:
+    """Whether the connection is of no more use: broken, shut down by the server, or no longer at a primary."""
+    state = error.sqlstate or ""
+    return connection.closed or not state or state[:2] == "08" or state[:3] == "57P" or state == "25006"

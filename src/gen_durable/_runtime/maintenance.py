@@ -1,0 +1,125 @@
+"""The services that look after what is not due, whose worker died, and what has expired."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+import msgspec
+import psycopg
+
+from gen_durable._runtime.link import Link
+from gen_durable._runtime.service import Service
+from gen_durable._store.operation import Catalog
+from gen_durable.events import Hooks, ReapedEvent, WorkerDeadEvent, emit
+
+__all__ = ["Pruner", "Reaper", "Timers"]
+
+log = logging.getLogger("gen_durable")
+
+BATCH = 1000
+
+
+class Timers(Service):
+    """Brings rows forward when they are due, and sleeps until the next one is."""
+
+    name = "timers"
+
+    def __init__(self, link: Link, sql: Catalog, poll_interval: float, announce: Callable[[str | None], None]) -> None:
+        super().__init__()
+        self._link = link
+        self._sql = sql
+        self._poll_interval = poll_interval
+        self._announce = announce
+        self._next_at = 0.0
+
+    async def once(self) -> float:
+        """Promotes what is due; sleeps until the database's clock reaches the next."""
+        rows = await self._link.fetch(self._sql["timing/promote"].bind(batch=BATCH))
+        count, _, until_next = rows[0]
+        if count:
+            self._announce(None)
+        if count == BATCH:
+            return 0.0
+        delay = self._poll_interval if until_next is None else min(until_next, self._poll_interval)
+        self._next_at = time.monotonic() + delay
+        return max(float(delay), 0.0005)
+
+    def expect(self, delay: float) -> None:
+        """Something of ours is due in ``delay`` seconds: look by then."""
+        if time.monotonic() + delay < self._next_at:
+            self.wake()
+
+
+class Reaper(Service):
+    """Finds dead workers and gives back what they held. One in the cluster does it at a time."""
+
+    name = "reaper"
+
+    def __init__(
+        self,
+        link: Link,
+        sql: Catalog,
+        hooks: Hooks,
+        *,
+        lease: float,
+        interval: float,
+        history: bool,
+        announce: Callable[[str | None], None],
+    ) -> None:
+        super().__init__()
+        self._link = link
+        self._sql = sql
+        self._hooks = hooks
+        self._lease = lease
+        self._interval = interval
+        self._history = history
+        self._announce = announce
+
+    async def once(self) -> float:
+        """One look at the workers and at the claims without an owner."""
+        rows = await self._link.fetch(
+            self._sql["workers/reap"].bind(
+                lease=self._lease, grace=self._interval * 0.8, batch=BATCH, keep=self._history
+            )
+        )
+        count, dead, *_ = rows[0]
+        for worker, name in msgspec.json.decode(dead):
+            log.warning("worker %d (%s) is dead", worker, name)
+            if self._hooks.worker_dead:
+                emit(self._hooks.worker_dead, WorkerDeadEvent(id=worker, name=name))
+        if count:
+            log.warning("%d claims without a living owner went back to their queues", count)
+            self._announce(None)
+            if self._hooks.reaped:
+                emit(self._hooks.reaped, ReapedEvent(count=count))
+        return 0.0 if count >= BATCH else self._interval
+
+
+class Pruner(Service):
+    """Deletes what has expired, in small batches, and keeps the partitions of the next days ready."""
+
+    name = "pruner"
+
+    def __init__(self, link: Link, sql: Catalog, *, interval: float = 30.0, partitions_every: float = 3600.0) -> None:
+        super().__init__()
+        self._link = link
+        self._sql = sql
+        self._interval = interval
+        self._partitions_every = partitions_every
+        self._partitions_at = time.monotonic() + partitions_every
+
+    async def once(self) -> float:
+        """One batch; partitions once an hour."""
+        if time.monotonic() >= self._partitions_at:
+            self._partitions_at = time.monotonic() + self._partitions_every
+            try:
+                rows = await self._link.fetch(self._sql["pruning/partitions"].bind())
+            except psycopg.errors.LockNotAvailable:
+                self._partitions_at = time.monotonic() + self._interval
+            else:
+                if rows[0][0]:
+                    log.info("dropped the expired partitions %s", ", ".join(rows[0][0]))
+        rows = await self._link.fetch(self._sql["pruning/sweep"].bind(batch=BATCH))
+        return 0.05 if rows[0][0] >= BATCH else self._interval

@@ -1,0 +1,338 @@
+"""One registered life of a worker: its connections, services and queues, from registration to drain or death."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import time
+from typing import Any
+
+from gen_durable._runtime.claimer import Claimer
+from gen_durable._runtime.control import Control, Listener
+from gen_durable._runtime.executor import Executor
+from gen_durable._runtime.flusher import Entry, Flusher
+from gen_durable._runtime.held import Held, LocalQueue
+from gen_durable._runtime.link import Link, LinkDown
+from gen_durable._runtime.maintenance import Pruner, Reaper, Timers
+from gen_durable._runtime.record import BACK, END, Record
+from gen_durable._runtime.threads import DaemonThreads
+from gen_durable._store.inserting import LaneKey, ensure_lanes
+from gen_durable._store.operation import Catalog, drive
+from gen_durable.config import Settings
+from gen_durable.events import DrainEvent, Hooks, emit
+from gen_durable.machine import MachineSpec
+
+__all__ = ["Worker"]
+
+log = logging.getLogger("gen_durable")
+
+REAP_SECONDS = 1.0
+TELL_SECONDS = 0.02  # other workers are told of rows that go back at most this often for each queue
+POLL_UNHEARD = 0.5  # where notifications can't be received
+
+
+class Worker(Listener):
+    """Runs steps until it is drained, declared dead, or cancelled.
+
+    Connections: one for claims, one for commits, one for the services, and the control thread's.
+    """
+
+    def __init__(self, settings: Settings, url: str, sql: Catalog, hooks: Hooks, client: Any) -> None:
+        self._settings = settings
+        self._url = url
+        self._sql = sql
+        self._hooks = hooks
+        self._client = client
+        self.id = 0
+        self.dead = False
+        self._drain = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._left = asyncio.Event()
+        self._held: dict[int, Held] = {}
+        self._told: dict[str, float] = {}
+        self._queue_of_lane: dict[int, str] = {}  # of the rows that move to another queue
+        self._crash: BaseException | None = None
+        self._machines = {(spec.name, spec.version): spec for spec in settings.machines}
+        self._threads = DaemonThreads(settings.threads)
+        self.queues = {name: LocalQueue(name, size, self._run) for name, size in settings.queues.items()}
+        self._links: list[Link] = []
+
+    # Start ----------------------------------------------------------------------------------------
+
+    def _link(self, name: str) -> Link:
+        link = Link(
+            self._url,
+            name,
+            self._hooks,
+            application_name=f"gen_durable {self._settings.name} {name}",
+            deadline=self._settings.statement_timeout,
+        )
+        self._links.append(link)
+        return link
+
+    async def start(self) -> None:
+        """Connects, registers and makes everything ready to run."""
+        settings = self._settings
+        claims, commits, self._service_link = self._link("claim"), self._link("commit"), self._link("service")
+        own = {
+            LaneKey(spec.queue, spec.name, spec.version): self.retention(spec)
+            for spec in settings.machines
+            if spec.queue in settings.queues
+        }
+        if own:
+            await drive(ensure_lanes(self._sql, own), self._service_link.fetch)
+        await self._service_link.fetch(self._sql["pruning/ensure"].bind())
+        self._control = Control(settings, self._url, self._sql, self._hooks, self)
+        self.id = await self._control.start()
+        self._executor = Executor(settings, self._hooks, self, self.id, self._client, self._threads)
+        self._flusher = Flusher(
+            commits, self._sql, self.id, self, self._hooks, lambda held: self._executor.keep(held.spec)
+        )
+        poll = settings.poll_interval if self._control.listening else min(settings.poll_interval, POLL_UNHEARD)
+        self._claimer = Claimer(
+            claims,
+            self._sql,
+            self.id,
+            self.queues,
+            self._held,
+            self._hooks,
+            poll_interval=poll,
+            check_interval=settings.lease,
+            prefetch=settings.prefetch,
+            uncommitted=lambda: self._flusher.waiting,
+        )
+        self._timers = Timers(self._service_link, self._sql, poll, self._claimer.announce)
+        self._reaper = Reaper(
+            self._service_link,
+            self._sql,
+            self._hooks,
+            lease=settings.lease,
+            interval=REAP_SECONDS,
+            history=settings.history != "off",
+            announce=self._claimer.announce,
+        )
+        self._pruner = Pruner(self._service_link, self._sql)
+        for queue in self.queues.values():
+            queue.on_room = self._claimer.wake
+            queue.on_crash = self._crashed
+        await self._learn_lanes()
+        log.info("worker %d runs %s", self.id, ", ".join(f"{q} ({n})" for q, n in settings.queues.items()))
+
+    async def _learn_lanes(self) -> None:
+        """Which lanes of its queues this worker can run."""
+        rows = await self._service_link.fetch(self._sql["queues/known"].bind(queues=list(self.queues)))
+        lanes: dict[str, list[int]] = {name: [] for name in self.queues}
+        for queue, machine, version, lane in rows:
+            spec = self._machines.get((machine, version))
+            if spec is not None:
+                self._claimer.specs[lane] = (spec, self.queues[queue])
+                lanes[queue].append(lane)
+        for name, known in lanes.items():
+            self.queues[name].lanes = known
+        self._control.lanes = sorted(self._claimer.specs)
+        self._control.newest_lane = max([self._control.newest_lane, *(row[3] for row in rows)])
+        self._claimer.announce(None)
+
+    def retention(self, spec: MachineSpec) -> float | None:
+        """Seconds that a machine's terminal rows stay; None: for ever."""
+        keep = self._settings.retention if spec.retention is None else spec.retention
+        return None if math.isinf(keep) else keep
+
+    # Life -----------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Works until drained or declared dead; the caller restarts a dead one under a new id."""
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            async with asyncio.TaskGroup() as group:
+                claims = group.create_task(self._claimer.run(), name="gen_durable claimer")
+                tasks += [
+                    claims,
+                    group.create_task(self._flusher.run(), name="gen_durable flusher"),
+                    group.create_task(self._timers.run(), name="gen_durable timers"),
+                    group.create_task(self._reaper.run(), name="gen_durable reaper"),
+                    group.create_task(self._pruner.run(), name="gen_durable pruner"),
+                ]
+                await self._ended.wait()
+                if self._crash is not None:
+                    raise self._crash
+                if not self.dead:
+                    await self._finish(claims)
+                for task in tasks:
+                    task.cancel()
+        finally:
+            await self._close()
+
+    async def _close(self) -> None:
+        for queue in self.queues.values():
+            queue.closed = True
+            queue.cancel()
+        for queue in self.queues.values():
+            await queue.wait_cancelled(1.0)
+        self._threads.shutdown()
+        for link in self._links:
+            await link.close()
+        if hasattr(self, "_control"):
+            await self._control.stop()
+
+    async def abandon(self) -> None:
+        """Undoes a start that did not come to its end."""
+        await self._close()
+
+    def drain(self) -> None:
+        """Stops claiming, lets running steps finish, hands the rest back. A second call cancels what still runs."""
+        if self._drain.is_set():
+            self._hurry.set()
+        self._drain.set()
+        self._ended.set()
+
+    async def _finish(self, claims: asyncio.Task[None]) -> None:
+        until = time.monotonic() + self._settings.drain_timeout
+        for queue in self.queues.values():
+            queue.closed = True
+        running = sum(queue.running for queue in self.queues.values())
+        log.info("worker %d drains: %d steps are running", self.id, running)
+        if self._hooks.drain:
+            emit(self._hooks.drain, DrainEvent(running=running))
+        self._executor.draining = self._claimer.closing = True
+        self._claimer.stop()
+        hurry = asyncio.create_task(self._hurry.wait())
+        try:
+            await asyncio.wait([claims, hurry], timeout=self._settings.drain_timeout, return_when="FIRST_COMPLETED")
+            if claims.done():
+                await self._drain_held(until, hurry)
+        finally:
+            hurry.cancel()
+        if self._held:
+            await self._cut_short()
+
+    async def _drain_held(self, until: float, hurry: asyncio.Task[Any]) -> None:
+        while self._held and not hurry.done():
+            self._left.clear()
+            for queue in self.queues.values():
+                if queue.buffer:
+                    await self._bounded(self._claimer.give_back(queue), until)
+            remaining = until - time.monotonic()
+            if not self._held or remaining <= 0:
+                return
+            left = asyncio.create_task(self._left.wait())
+            await asyncio.wait([left, hurry], timeout=remaining, return_when="FIRST_COMPLETED")
+            left.cancel()
+
+    async def _cut_short(self) -> None:
+        """The time is up: cancel what runs, commit what came of it, hand the rest back as it was claimed."""
+        for queue in self.queues.values():
+            queue.cancel()
+        for queue in self.queues.values():
+            await queue.wait_cancelled(1.0)
+        limit = time.monotonic() + self._settings.statement_timeout
+        await self._bounded(self._flusher.wait_idle(), limit)
+        rest = [(held.id, held.rev) for held in self._held.values()]
+        if rest:
+            log.warning("worker %d hands %d unfinished steps back", self.id, len(rest))
+            await self._bounded(self._claimer.release(rest), limit)
+
+    @staticmethod
+    async def _bounded(work: Any, until: float) -> None:
+        with contextlib.suppress(TimeoutError, LinkDown):
+            async with asyncio.timeout(max(until - time.monotonic(), 0.1)):
+                await work
+
+    # What the control thread reports --------------------------------------------------------------
+
+    def notified(self, message: str) -> None:
+        """A wake-up from another process."""
+        if not hasattr(self, "_pruner"):
+            return
+        kind, _, name = message.partition(":")
+        if kind == "t":
+            self._timers.wake()
+        elif kind == "q":
+            self._claimer.announce(name)
+        else:
+            self._timers.wake()
+            self._claimer.announce(None)
+            self.lanes_changed()
+
+    def lanes_changed(self) -> None:
+        """There are new lanes."""
+        if hasattr(self, "_pruner") and not self._ended.is_set():
+            self._learning = asyncio.ensure_future(self._learn_again())
+
+    async def _learn_again(self) -> None:
+        with contextlib.suppress(LinkDown):  # the next heartbeat says so again
+            await self._learn_lanes()
+
+    def declared_dead(self) -> None:
+        """Others have this worker's claims."""
+        self.dead = True
+        self._ended.set()
+
+    def _crashed(self, error: BaseException) -> None:
+        """An executor ended by a fault of the engine's own: this life ends, another begins."""
+        self._crash = error
+        self._ended.set()
+
+    # What the executor and the flusher report -----------------------------------------------------
+
+    async def _run(self, held: Held) -> None:
+        await self._executor.run(held)
+
+    def add(self, held: Held, record: Record) -> None:
+        """An outcome for the next commit."""
+        self._flusher.add(held, record)
+
+    async def lane_of(self, spec: MachineSpec, queue: str) -> int:
+        """The lane of a machine in a queue."""
+        lane: int = await self._client._lane(spec, queue)
+        self._queue_of_lane[lane] = queue
+        return lane
+
+    def goes_on(self, held: Held) -> None:
+        """Run ahead: the commit is there, the next step may run."""
+        held.queue.put([held])
+        self._left.set()
+
+    def left(self, held: Held, record: Record | None) -> None:
+        """A claim has ended."""
+        self._claimer.forget(held)
+        self._left.set()
+        if record is None:
+            return
+        if record.op == END:
+            self._client._ended(held.id)
+        elif record.op == BACK:
+            if record.delay:
+                self._timers.expect(record.delay)
+            else:
+                self._claimer.announce(self._queue_of_lane[record.lane] if record.lane else held.queue.name)
+
+    def wake_list(self, batch: list[Entry]) -> list[str]:
+        """The queues whose other workers should hear that rows went back: those that this one has no room for."""
+        now = time.monotonic()
+        names = []
+        for held, record in batch:
+            if record.op != BACK or record.delay:
+                continue
+            name = self._queue_of_lane[record.lane] if record.lane else held.queue.name
+            if not self.takes(name) and now - self._told.get(name, 0.0) > TELL_SECONDS:
+                self._told[name] = now
+                names.append(name)
+        return names
+
+    # What the client of the same process reports --------------------------------------------------
+
+    def takes(self, queue: str) -> bool:
+        """Whether this worker would start a row of the queue at once, so that nobody else need be told."""
+        local = self.queues.get(queue)
+        return local is not None and not local.closed and not local.saturated and not local.buffer
+
+    def inserted(self, queues: set[str], soonest: float | None) -> None:
+        """The client of this process has inserted rows."""
+        for queue in queues:
+            self._claimer.announce(queue)
+        if soonest is not None:
+            self._timers.expect(soonest)

@@ -1,0 +1,193 @@
+"""Connections to Postgres: how they are made, set up, described in errors, and cut."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+from typing import Any
+
+import psycopg
+from psycopg import AsyncConnection, Connection, conninfo
+from psycopg.adapt import Loader
+from psycopg.rows import tuple_row
+
+from gen_durable._store.operation import Request, Row
+from gen_durable.errors import ConfigurationError, DatabaseUnreachable
+
+__all__ = [
+    "RawJson",
+    "cut",
+    "describe",
+    "fetch",
+    "fetch_sync",
+    "open_connection",
+    "open_sync",
+    "parse_url",
+    "set_up",
+    "unreachable",
+]
+
+CONNECT_TIMEOUT = 10
+
+# A worker's statements are meant to walk one index each. Their plans must not depend on statistics, which for a queue
+# are wrong most of the time: so the other ways are closed, and one generic plan serves for all parameters.
+_STEADY = {
+    "plan_cache_mode": "force_generic_plan",
+    "jit": "off",
+    "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "enable_sort": "off",
+    "enable_incremental_sort": "off",
+    "enable_indexscan": "on",
+    "enable_nestloop": "on",
+    "enable_tidscan": "on",
+    "search_path": "pg_catalog",
+}
+# The server must notice a client that is gone, and must not let a lock of ours wait or stay for ever.
+_BOUNDS = {
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "3",
+    "tcp_keepalives_count": "3",
+    "lock_timeout": "10s",
+    "statement_timeout": "60s",
+    "idle_in_transaction_session_timeout": "60s",
+}
+
+
+class RawJson(Loader):
+    """Loads json as the bytes that came: the codec decodes them once, into the right types."""
+
+    def load(self, data: Any) -> bytes:
+        """The bytes as they are."""
+        return bytes(data)
+
+
+def parse_url(url: str) -> str:
+    """A connection string that libpq reads, from a URL or ``key=value`` string.
+
+    SQLAlchemy's form with a driver (``postgresql+psycopg://``) is accepted too.
+
+    Raises:
+        ConfigurationError: when it can't be parsed; the message does not repeat the string, which may hold a password.
+    """
+    plain = re.sub(r"\A(postgres(?:ql)?)\+\w+://", r"\1://", url)
+    try:
+        return conninfo.make_conninfo(plain)
+    except psycopg.Error:
+        raise ConfigurationError(
+            "the database URL can't be parsed; it should look like postgresql://user:password@host:5432/database "
+            "(percent-encode special characters of the password)"
+        ) from None
+
+
+def describe(url: str) -> str:
+    """Where a connection string leads, without its password: for messages."""
+    try:
+        given = conninfo.conninfo_to_dict(url)
+    except psycopg.Error:
+        given = {}
+    host = given.get("host") or given.get("hostaddr") or os.environ.get("PGHOST") or "localhost"
+    port = given.get("port") or os.environ.get("PGPORT") or 5432
+    user = given.get("user") or os.environ.get("PGUSER") or "the current user"
+    database = given.get("dbname") or os.environ.get("PGDATABASE") or user
+    return f"host {host}, port {port}, database {database}, user {user}"
+
+
+def unreachable(url: str, error: BaseException) -> DatabaseUnreachable:
+    """The error that says which database can't be reached, and why."""
+    reason = str(error).strip() or type(error).__name__
+    with contextlib.suppress(psycopg.Error):
+        password = conninfo.conninfo_to_dict(url).get("password")
+        if password:
+            reason = reason.replace(str(password), "***")
+    return DatabaseUnreachable(
+        f"no connection to the database ({describe(url)}): {reason}. "
+        "Check that the server runs and that the URL in use is the one you mean"
+    )
+
+
+def _arguments(url: str, application_name: str) -> dict[str, Any]:
+    given = conninfo.conninfo_to_dict(url)
+    given.setdefault("connect_timeout", CONNECT_TIMEOUT)
+    given.setdefault("application_name", application_name)
+    given.setdefault("keepalives_idle", 10)
+    given.setdefault("keepalives_interval", 3)
+    given.setdefault("keepalives_count", 3)
+    given.setdefault("tcp_user_timeout", 20_000)
+    return given
+
+
+async def open_connection(url: str, application_name: str) -> AsyncConnection[Row]:
+    """An autocommit connection of ours.
+
+    Raises:
+        psycopg.OperationalError: when it can't be made.
+    """
+    connection = await AsyncConnection.connect(
+        **_arguments(url, application_name), autocommit=True, row_factory=tuple_row, prepare_threshold=0
+    )
+    connection.adapters.register_loader("jsonb", RawJson)
+    return connection
+
+
+def open_sync(url: str, application_name: str) -> Connection[Row]:
+    """The blocking twin of :func:`open_connection`.
+
+    Raises:
+        psycopg.OperationalError: when it can't be made.
+    """
+    connection = Connection.connect(
+        **_arguments(url, application_name), autocommit=True, row_factory=tuple_row, prepare_threshold=0
+    )
+    connection.adapters.register_loader("jsonb", RawJson)
+    return connection
+
+
+async def set_up(connection: AsyncConnection[Row], *, steady: bool) -> bool:
+    """Sets a session up, where it is one: answers whether the session is the client's own.
+
+    Behind a pooler in transaction mode the next transaction may go to another server process: there nothing may be set,
+    prepared, locked or listened to. It shows in the process number that the server gives.
+    """
+    connection.prepare_threshold = None
+    cursor = await connection.execute("SELECT pg_backend_pid()")
+    row = await cursor.fetchone()
+    if row is None or row[0] != connection.info.backend_pid:
+        return False
+    connection.prepare_threshold = 0
+    settings = {**_BOUNDS, **(_STEADY if steady else {"plan_cache_mode": "force_generic_plan", "jit": "off"})}
+    await connection.execute(
+        "SELECT set_config(name, value, false) FROM unnest(%s::text[], %s::text[]) AS s (name, value)",
+        (list(settings), list(settings.values())),
+        prepare=False,
+    )
+    return True
+
+
+async def fetch(connection: AsyncConnection[Row], request: Request) -> list[Row]:
+    """Runs one request on an async connection."""
+    cursor = psycopg.AsyncRawCursor(connection, row_factory=tuple_row)
+    await cursor.execute(request.statement.text, request.parameters)
+    return await cursor.fetchall() if cursor.description else []
+
+
+def fetch_sync(connection: Connection[Row], request: Request) -> list[Row]:
+    """Runs one request on a blocking connection."""
+    cursor = psycopg.RawCursor(connection, row_factory=tuple_row)
+    cursor.execute(request.statement.text, request.parameters)
+    return cursor.fetchall() if cursor.description else []
+
+
+def cut(connection: AsyncConnection[Row]) -> None:
+    """Ends a connection's socket at once, whatever it waits for.
+
+    A statement in flight then fails immediately, also on a link that has gone silent, where a polite cancel would wait.
+    """
+    with contextlib.suppress(psycopg.Error, OSError):
+        duplicate = socket.socket(fileno=os.dup(connection.pgconn.socket))
+        with duplicate:
+            duplicate.shutdown(socket.SHUT_RDWR)

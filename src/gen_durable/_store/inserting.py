@@ -1,0 +1,111 @@
+"""Operations that bring instances into being."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
+from typing import NamedTuple, TypeAlias
+
+import msgspec
+
+from gen_durable._store.operation import Catalog, Operation
+
+__all__ = ["Lane", "LaneKey", "NewInstance", "Placed", "ensure_lanes", "insert_all"]
+
+CHUNK_ROWS = 2000
+CHUNK_BYTES = 4_000_000
+
+
+class LaneKey(NamedTuple):
+    """What a lane stands for: one machine version in one queue."""
+
+    queue: str
+    machine: str
+    version: int
+
+
+Lane: TypeAlias = int
+
+
+class NewInstance(msgspec.Struct, omit_defaults=True):
+    """A row to be; ``delay`` in seconds, ``at`` an aware datetime."""
+
+    lane: Lane
+    step: str
+    state: msgspec.Raw
+    key: str | None = None
+    priority: int = 0
+    delay: float | None = None
+    at: datetime | None = None
+
+
+class Placed(NamedTuple):
+    """What became of a row: its id, or that of the instance that holds its key."""
+
+    id: int
+    duplicate: bool
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+def ensure_lanes(sql: Catalog, wanted: Mapping[LaneKey, float | None]) -> Operation[dict[LaneKey, Lane]]:
+    """The numbers of lanes, making those that are missing; the values are retentions in seconds (None: for ever)."""
+    listed = [
+        {"queue": key.queue, "machine": key.machine, "version": key.version, "retention": wanted[key]}
+        for key in sorted(wanted)
+    ]
+    rows = yield sql["queues/lanes"].bind(lanes=_encode(listed).decode())
+    return {LaneKey(queue, machine, version): lane for queue, machine, version, lane, _ in rows}
+
+
+def _chunks(rows: Iterable[tuple[int, NewInstance]]) -> Iterator[list[tuple[int, NewInstance]]]:
+    chunk: list[tuple[int, NewInstance]] = []
+    size = 0
+    for place, row in rows:
+        chunk.append((place, row))
+        size += len(row.state) + 100
+        if len(chunk) == CHUNK_ROWS or size > CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def insert_all(
+    sql: Catalog, rows: list[NewInstance], *, notify: bool = True, soon: float = 5.0
+) -> Operation[list[Placed]]:
+    """Inserts rows; answers for each, in the order given.
+
+    A row whose key is held by a live instance is not inserted. Rows go in key order over all statements of the call, so
+    that two callers with the same keys can't deadlock, inside one transaction either.
+    """
+    placed: dict[int, Placed] = {}
+    waiting = list(enumerate(rows))
+    if len(rows) > 1:
+        waiting.sort(key=lambda item: (item[1].key or "").encode())
+    while waiting:
+        again: list[tuple[int, NewInstance]] = []
+        for chunk in _chunks(waiting):
+            answer = yield sql["inserting/insert"].bind(
+                rows=_encode([row for _, row in chunk]).decode(), notify=notify, soon=soon
+            )
+            if len(answer) != len(chunk):
+                raise LookupError("a lane is gone: the schema was dropped or replaced under this client; restart it")
+            taken: list[tuple[int, NewInstance]] = []
+            for at, new_id, _ in answer:
+                place, row = chunk[at - 1]
+                if new_id is None:
+                    taken.append((place, row))
+                else:
+                    placed[place] = Placed(new_id, duplicate=False)
+            if taken:
+                held = yield sql["inserting/holders"].bind(keys=_encode([row.key for _, row in taken]).decode())
+                holders: dict[str, int] = {row[0]: row[1] for row in held}
+                for place, row in taken:
+                    if row.key in holders:
+                        placed[place] = Placed(holders[row.key], duplicate=True)
+                    else:  # the holder ended in between: the key is free again
+                        again.append((place, row))
+        waiting = again
+    return [placed[place] for place in range(len(rows))]

@@ -1,0 +1,161 @@
+"""Statements, and operations that are driven over any kind of connection.
+
+A statement is one ``.sql`` file: a header that says what it locks and what guards it, then static SQL with named
+parameters. It is compiled once per schema into text with positional parameters, as every driver understands them.
+
+An operation is a generator: it yields a :class:`Request`, gets the rows, and returns a typed value. It never touches a
+connection, so the same code serves an async and a sync one.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+from gen_durable.errors import ConfigurationError
+
+__all__ = [
+    "Catalog",
+    "Operation",
+    "Request",
+    "Row",
+    "Statement",
+    "catalog",
+    "channel_of",
+    "check_schema_name",
+    "drive",
+    "drive_sync",
+    "tokens",
+]
+
+Row: TypeAlias = tuple[Any, ...]
+T = TypeVar("T")
+
+_CLOCK = "statement_timestamp()"
+_PARAMETER = re.compile(r"%\((\w+)\)s")
+_SCHEMA_NAME = re.compile(r"[a-z_][a-z0-9_]{0,49}\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """One compiled statement.
+
+    Attributes:
+        name: its file's path without the ending, ``claiming/claim``.
+        text: SQL with ``$1``-style parameters, encoded.
+        parameters: the names of the parameters, in their order.
+    """
+
+    name: str
+    text: bytes
+    parameters: tuple[str, ...]
+
+    def bind(self, **values: Any) -> Request:
+        """A request for this statement.
+
+        Raises:
+            KeyError: when a parameter is missing.
+        """
+        return Request(self, tuple(values[name] for name in self.parameters))
+
+
+class Request(NamedTuple):
+    """What an operation asks for: one statement with its parameters."""
+
+    statement: Statement
+    parameters: tuple[Any, ...]
+
+
+Operation: TypeAlias = Generator[Request, list[Row], T]
+Catalog: TypeAlias = Mapping[str, Statement]
+
+
+def check_schema_name(schema: str) -> str:
+    """The name itself, if it can be a schema of ours.
+
+    Raises:
+        ConfigurationError: unless it is 1 to 50 lower-case letters, digits and underscores.
+    """
+    if not isinstance(schema, str) or not _SCHEMA_NAME.match(schema) or schema.startswith("pg_"):
+        raise ConfigurationError(
+            f"schema={schema!r}: use 1 to 50 lower-case letters, digits and underscores, "
+            'not starting with a digit or "pg_"'
+        )
+    return schema
+
+
+def channel_of(schema: str) -> str:
+    """The channel on which workers of a schema are woken."""
+    return f"{schema}_wake"
+
+
+def tokens(schema: str) -> dict[str, str]:
+    """What the tokens in SQL files stand for."""
+    return {
+        "{schema}": check_schema_name(schema),
+        "{channel}": channel_of(schema),
+        # Advisory locks are shared by a whole database: one number space for each schema.
+        "{lockspace}": str(zlib.crc32(f"gen_durable:{schema}".encode()) & 0x7FFFFFFF),
+        "{clock}": _CLOCK,
+    }
+
+
+def render(text: str, schema: str) -> str:
+    """SQL text with its tokens replaced."""
+    for token, value in tokens(schema).items():
+        text = text.replace(token, value)
+    return text
+
+
+def _compile(name: str, source: str, schema: str) -> Statement:
+    body = "\n".join(line for line in source.splitlines() if not line.lstrip().startswith("--"))
+    names: list[str] = []
+
+    def place(match: re.Match[str]) -> str:
+        if match[1] not in names:
+            names.append(match[1])
+        return f"${names.index(match[1]) + 1}"
+
+    return Statement(name, _PARAMETER.sub(place, render(body, schema)).strip().encode(), tuple(names))
+
+
+@lru_cache(maxsize=64)
+def catalog(schema: str) -> Catalog:
+    """All statements, compiled for one schema.
+
+    Raises:
+        ConfigurationError: when the schema's name can't be used.
+    """
+    root = files("gen_durable._store") / "sql"
+    return {
+        f"{area.name}/{file.name[:-4]}": _compile(f"{area.name}/{file.name[:-4]}", file.read_text("utf-8"), schema)
+        for area in sorted(root.iterdir(), key=lambda entry: entry.name)
+        if area.is_dir()
+        for file in sorted(area.iterdir(), key=lambda entry: entry.name)
+        if file.name.endswith(".sql")
+    }
+
+
+async def drive(operation: Operation[T], fetch: Callable[[Request], Awaitable[list[Row]]]) -> T:
+    """Runs an operation over an async connection's ``fetch``."""
+    try:
+        request = next(operation)
+        while True:
+            request = operation.send(await fetch(request))
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]  # a generator's return value is untyped here
+
+
+def drive_sync(operation: Operation[T], fetch: Callable[[Request], list[Row]]) -> T:
+    """Runs an operation over a blocking connection's ``fetch``."""
+    try:
+        request = next(operation)
+        while True:
+            request = operation.send(fetch(request))
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]  # a generator's return value is untyped here

@@ -1,0 +1,12 @@
+-- Where rows are now: to resolve a commit whose answer never came.
+--
+-- Parameters: ids, a JSON list of ids.
+-- Locks: none.
+-- Index: both primary keys.
+SELECT i.id, i.rev, i.status, i.worker
+FROM jsonb_array_elements_text(%(ids)s::jsonb) AS t
+JOIN {schema}.instances i ON i.id = t::bigint
+UNION ALL
+SELECT f.id, f.rev, f.status, f.worker
+FROM jsonb_array_elements_text(%(ids)s::jsonb) AS t
+JOIN {schema}.finished f ON f.id = t::bigint

@@ -1,0 +1,8 @@
+-- The live instances that hold the given keys.
+--
+-- Parameters: keys, a JSON list of keys.
+-- Locks: none.
+-- Index: instances_key.
+SELECT i.key, i.id
+FROM jsonb_array_elements_text(%(keys)s::jsonb) AS k
+JOIN {schema}.instances i ON i.key = k

@@ -1,0 +1,46 @@
+-- Inserts instances; a row whose key is taken is left out.
+--
+-- Parameters: rows, a JSON list (fields below), sorted by key where a call needs more than one statement; notify, whether
+--   to wake idle workers; soon, the seconds within which sleeping timers look by themselves anyway.
+-- Locks: the new rows, in key order, so that two calls with the same keys in opposite orders can't deadlock; it waits for
+--   another transaction that is just inserting the same key.
+-- Index: instances_key decides about duplicates.
+-- Guard: the unique index.
+-- Answer: (place in the list from 1, id or null for a duplicate); a row with an unknown lane is missing from it.
+WITH given AS MATERIALIZED (
+    SELECT nextval('{schema}.instances_id_seq') AS id, g.*,
+        coalesce(g.at, {clock} + make_interval(secs => coalesce(g.delay, 0))) AS due_at
+    FROM ROWS FROM (
+        jsonb_to_recordset(%(rows)s::jsonb) AS (
+            lane int, step text, state jsonb, key text, priority smallint, delay double precision, at timestamptz
+        )
+    ) WITH ORDINALITY AS g (lane, step, state, key, priority, delay, at, place)
+    JOIN {schema}.lanes l ON l.id = g.lane
+),
+fresh AS (
+    INSERT INTO {schema}.instances (
+        id, due_at, inserted_at, updated_at, lane, status, priority, step, key, state
+    )
+    SELECT g.id, g.due_at, {clock}, {clock}, g.lane, CASE WHEN g.due_at > {clock} THEN 1 ELSE 0 END,
+        coalesce(g.priority, 0), g.step, g.key, g.state
+    FROM given g
+    ORDER BY g.key COLLATE "C", g.id
+    ON CONFLICT (key) WHERE key IS NOT NULL DO NOTHING
+    RETURNING id, lane, status, due_at
+),
+told AS (
+    SELECT pg_notify('{channel}', t.message)
+    FROM (
+        SELECT DISTINCT 'q:' || l.queue AS message
+        FROM fresh f JOIN {schema}.lanes l ON l.id = f.lane
+        WHERE f.status = 0
+        UNION ALL
+        SELECT 't:' WHERE EXISTS (
+            SELECT 1 FROM fresh f WHERE f.status = 1 AND f.due_at < {clock} + make_interval(secs => %(soon)s::float8)
+        )
+    ) t
+    WHERE %(notify)s::boolean
+)
+SELECT g.place, f.id, (SELECT count(*) FROM told) AS told
+FROM given g
+LEFT JOIN fresh f ON f.id = g.id

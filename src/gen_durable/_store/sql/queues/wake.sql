@@ -1,0 +1,5 @@
+-- Wakes workers: "q:<queue>" for due work in a queue, "t:" for timers, "l:" for new lanes.
+--
+-- Parameters: messages, text[].
+-- Locks: none of ours.
+SELECT pg_notify('{channel}', m) FROM unnest(%(messages)s::text[]) AS m

@@ -1,0 +1,7 @@
+-- The registered workers.
+--
+-- Locks: none.
+SELECT w.id, w.name, w.host, w.pid, w.queues, w.started_at, w.seen_at,
+    extract(epoch FROM {clock} - w.seen_at)::float8
+FROM {schema}.workers w
+ORDER BY w.started_at, w.id

@@ -1,0 +1,31 @@
+-- Brings rows forward whose time has come, and says how long it is until the next one's.
+--
+-- Parameters: batch (rows at most).
+-- Locks: the rows FOR NO KEY UPDATE SKIP LOCKED, in due order.
+-- Index: instances_scheduled.
+-- Guard: SKIP LOCKED under the status filter.
+-- Answer: how many were promoted; seconds until the next is due, null when there is none.
+WITH picked AS MATERIALIZED (
+    SELECT i.id
+    FROM {schema}.instances i
+    WHERE i.status = 1 AND i.due_at <= {clock}
+    ORDER BY i.due_at
+    LIMIT %(batch)s::int
+    FOR NO KEY UPDATE SKIP LOCKED
+),
+due AS (
+    UPDATE {schema}.instances i SET status = 0, updated_at = {clock}
+    FROM picked p
+    WHERE i.id = p.id
+    RETURNING i.lane
+),
+told AS (
+    SELECT pg_notify('{channel}', 'q:' || q.queue)
+    FROM (SELECT DISTINCT l.queue FROM due d JOIN {schema}.lanes l ON l.id = d.lane) q
+)
+SELECT (SELECT count(*) FROM due), (SELECT count(*) FROM told),
+    extract(epoch FROM (
+        SELECT i.due_at FROM {schema}.instances i
+        WHERE i.status = 1 AND i.due_at > {clock}
+        ORDER BY i.due_at LIMIT 1
+    ) - {clock})::float8

@@ -1,0 +1,4 @@
+-- The schema's version.
+--
+-- Locks: none.
+SELECT max(m.version) FROM {schema}.migrations m

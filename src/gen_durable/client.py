@@ -1,0 +1,567 @@
+"""Every call on instances: insert, read, wait, steer."""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import contextlib
+import math
+import select
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+import psycopg
+from psycopg import AsyncConnection
+from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
+
+from gen_durable._store import reading
+from gen_durable._store.connection import cut, fetch, open_connection, set_up, unreachable
+from gen_durable._store.inserting import LaneKey, NewInstance, Placed, ensure_lanes, insert_all
+from gen_durable._store.migrating import check_version
+from gen_durable._store.operation import Operation, Request, Row, catalog, drive
+from gen_durable.config import Settings
+from gen_durable.errors import (
+    ConfigurationError,
+    DatabaseUnreachable,
+    DuplicateInstance,
+    EngineStateError,
+    InstanceCancelled,
+    InstanceFailed,
+    InvalidArgument,
+    InvalidState,
+    NoSuchInstance,
+    StillRunning,
+)
+from gen_durable.machine import Machine, MachineSpec, spec_of
+from gen_durable.outcome import check_name, check_priority, check_seconds
+from gen_durable.snapshot import Page, QueueCount, Snapshot, Transition, WorkerInfo
+from gen_durable.status import Status
+
+__all__ = ["BulkItem", "Client", "Handle", "Inserted"]
+
+Conflict: TypeAlias = Literal["raise", "existing"]
+
+FIRST_LOOK, LONGEST_LOOK = 0.02, 0.5
+COALESCE_SECONDS = 0.005
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Place:
+    """When and where a row is to run."""
+
+    key: str | None = None
+    queue: str | None = None
+    priority: int | None = None
+    delay: float | timedelta | None = None
+    at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BulkItem:
+    """One instance of an ``insert_many``, with options of its own; they mean what they mean in ``insert``."""
+
+    instance: Machine
+    key: str | None = None
+    queue: str | None = None
+    priority: int | None = None
+    delay: float | timedelta | None = None
+    at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Handle:
+    """An inserted instance.
+
+    Attributes:
+        id: its number.
+        key: its business identity, or None.
+        machine: the machine's name.
+    """
+
+    id: int
+    key: str | None
+    machine: str
+    _client: Client
+
+    async def get(self) -> Snapshot:
+        """The instance as it is now; see :meth:`Client.get`."""
+        return await self._client.get(self.id)
+
+    async def result(self, timeout: float | None = None) -> Any:
+        """Waits for its end; see :meth:`Client.result`."""
+        return await self._client.result(self.id, timeout)
+
+    def __repr__(self) -> str:
+        return f"Handle(id={self.id}, key={self.key!r}, machine={self.machine!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class Inserted:
+    """What became of one item of ``insert_many``.
+
+    Attributes:
+        handle: the new instance, or the one that holds the key.
+        duplicate: whether the key was taken, so that nothing was inserted.
+    """
+
+    handle: Handle
+    duplicate: bool
+
+    @property
+    def id(self) -> int:
+        """The handle's id."""
+        return self.handle.id
+
+
+class _LocalWorker:
+    """What the client needs of the worker in the same process; see ``_runtime.worker``."""
+
+    def takes(self, queue: str) -> bool:
+        """Whether it would start a row of the queue at once."""
+        raise NotImplementedError
+
+    def inserted(self, queues: set[str], soonest: float | None) -> None:
+        """Rows were inserted."""
+        raise NotImplementedError
+
+
+class Client:
+    """The calls. An :class:`gen_durable.Engine` is one; it is open between ``async with``'s begin and end."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._sql = catalog(settings.schema)
+        self._pool: AsyncConnectionPool[AsyncConnection[Row]] | None = None
+        self._url = ""
+        self._lanes: dict[LaneKey, int] = {}
+        self._known_queues: set[str] = {*settings.queues, *(spec.queue for spec in settings.machines)}
+        self._waiters: dict[int, set[asyncio.Event]] = {}
+        self._local: Any = None  # the worker in this process
+        self._told: dict[str, float] = {}
+        self._telling: dict[str, asyncio.Task[None]] = {}
+
+    # Opening --------------------------------------------------------------------------------------
+
+    async def _open(self, url: str) -> None:
+        """Connects and checks the schema.
+
+        Raises:
+            DatabaseUnreachable, SchemaMissing, SchemaVersionError: what stands in the way.
+        """
+        self._url = url
+        name = f"gen_durable {self._settings.name}"
+        try:
+            async with asyncio.timeout(self._settings.statement_timeout):
+                first = await open_connection(url, name)
+        except (psycopg.Error, OSError, TimeoutError) as error:
+            raise unreachable(url, error) from None
+        try:
+            await check_version(first, self._settings.schema)
+        finally:
+            await first.close()
+        self._pool = AsyncConnectionPool(
+            kwargs={"url": url, "application_name": name},
+            connection_class=_PooledConnection,
+            min_size=1,
+            max_size=self._settings.pool_size,
+            check=_check_if_idle,
+            configure=_configure,
+            open=False,
+            timeout=self._settings.statement_timeout,
+            name=f"gen_durable-{self._settings.name}",
+        )
+        await self._pool.open()
+
+    async def _close(self) -> None:
+        for task in list(self._telling.values()):
+            with contextlib.suppress(Exception):
+                await task
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            await pool.close()
+        for events in self._waiters.values():
+            for event in events:
+                event.set()
+
+    async def _fetch(self, request: Request) -> builtins.list[Row]:
+        if self._pool is None:
+            raise EngineStateError(
+                f"the engine {self._settings.name!r} is not started: use it inside `async with engine:` "
+                "or `async with engine.client():`"
+            )
+        try:
+            async with self._pool.connection() as connection:
+                timer = asyncio.get_running_loop().call_later(self._settings.statement_timeout, cut, connection)
+                try:
+                    return await fetch(connection, request)
+                finally:
+                    timer.cancel()
+        except (PoolTimeout, PoolClosed) as error:
+            raise unreachable(self._url, error) from error
+        except psycopg.OperationalError as error:
+            if error.sqlstate and error.sqlstate[:2] != "08" and error.sqlstate[:3] != "57P":
+                raise
+            raise DatabaseUnreachable(
+                f"{unreachable(self._url, error)}. The connection broke while {request.statement.name} was under way: "
+                "a write may or may not have taken effect"
+            ) from error
+
+    async def _call(self, operation: Operation[Any]) -> Any:
+        return await drive(operation, self._fetch)
+
+    # Inserting ------------------------------------------------------------------------------------
+
+    async def insert(
+        self,
+        instance: Machine,
+        *,
+        key: str | None = None,
+        queue: str | None = None,
+        priority: int | None = None,
+        delay: float | timedelta | None = None,
+        at: datetime | None = None,
+        on_conflict: Conflict = "raise",
+    ) -> Handle:
+        """Inserts a machine or a bound job; it is there, durably, when this returns.
+
+        Args:
+            instance: ``Checkout(order=42)`` or ``send_welcome.bind(user_id=7)``.
+            key: its business identity, at most 512 bytes: at most one live instance has it.
+            queue: another queue than its machine's.
+            priority: −32768 to 32767, lower first; by default its machine's.
+            delay: seconds (or a timedelta) until it is due, by the database's clock.
+            at: when it is due: an aware datetime. Give one of ``delay`` and ``at``.
+            on_conflict: what to do when the key is taken: ``"raise"``, or give the ``"existing"`` one's handle.
+
+        Raises:
+            DuplicateInstance: the key is taken (and ``on_conflict`` is ``"raise"``).
+            InvalidState: the state can't be stored.
+            InvalidArgument: another argument is wrong; nothing was written.
+            DatabaseUnreachable: no connection, or it broke.
+        """
+        if on_conflict not in ("raise", "existing"):
+            raise InvalidArgument(f'on_conflict={on_conflict!r}: use "raise" or "existing"')
+        item = BulkItem(instance, key, queue, priority, delay, at)
+        (inserted,) = await self.insert_many([item])
+        if inserted.duplicate and on_conflict == "raise":
+            assert key is not None
+            raise DuplicateInstance(key, inserted.id)
+        return inserted.handle
+
+    async def insert_many(self, items: Iterable[Machine | BulkItem]) -> builtins.list[Inserted]:
+        """Inserts any number, a few thousand in each round trip; answers for each, in the order given.
+
+        All items are checked before the first is written. Each round trip is a transaction of its own. An item whose
+        key is taken, also by an earlier item, is reported as a duplicate.
+
+        Raises:
+            InvalidState, InvalidArgument: an item is wrong; nothing was written.
+            DatabaseUnreachable: no connection, or it broke.
+        """
+        checked = [self._check(item if isinstance(item, BulkItem) else BulkItem(item)) for item in items]
+        if not checked:
+            return []
+        lanes = await self._lanes_for({lane: spec for spec, lane, _ in checked})
+        for _, lane, row in checked:
+            row.lane = lanes[lane]
+        queues = {lane.queue for _, lane, row in checked if row.delay is None and row.at is None}
+        later = any(row.delay is not None or row.at is not None for _, _, row in checked)
+        notify = self._must_notify(queues, later)
+        rows = [row for _, _, row in checked]
+        placed: builtins.list[Placed] = await self._call(
+            insert_all(self._sql, rows, notify=notify, soon=self._settings.poll_interval)
+        )
+        if self._local is not None:
+            self._local.inserted(queues, 0.0 if later else None)
+        return [
+            Inserted(Handle(place.id, row.key, spec.name, self), place.duplicate)
+            for (spec, _, row), place in zip(checked, placed, strict=True)
+        ]
+
+    def _check(self, item: BulkItem) -> tuple[MachineSpec, LaneKey, NewInstance]:
+        try:
+            spec = spec_of(item.instance)
+        except ConfigurationError as error:
+            raise InvalidArgument(str(error)) from None
+        if isinstance(item.instance, type) or not isinstance(item.instance, Machine):
+            raise InvalidArgument(
+                f"{spec.name} itself can't be inserted: give an instance, {spec.name}(...), or a bound job, "
+                f"{spec.name}.bind(...)"
+            )
+        if spec not in self._settings.machines:
+            known = ", ".join(sorted(s.name for s in self._settings.machines)) or "none"
+            raise InvalidArgument(
+                f"{spec.name} version {spec.version} is not registered with the engine {self._settings.name!r} "
+                f"(it knows {known}): add it to machines="
+            )
+        state = spec.dump(item.instance)
+        if len(state) > self._settings.max_state_bytes:
+            raise InvalidState(
+                f"the state of {spec.name} takes {len(state)} bytes, more than "
+                f"max_state_bytes={self._settings.max_state_bytes}; keep large data elsewhere and refer to it"
+            )
+        row = NewInstance(
+            0,
+            spec.initial,
+            msgspec.Raw(state),
+            None if item.key is None else check_name(item.key, "key"),
+            spec.priority if item.priority is None else check_priority(item.priority, "priority"),
+            None if item.delay is None else check_seconds(item.delay, "delay"),
+            _check_at(item.at),
+        )
+        if row.delay is not None and row.at is not None:
+            raise InvalidArgument(f"delay={item.delay!r} and at={item.at!r} were both given: give one of them")
+        queue = spec.queue if item.queue is None else check_name(item.queue, "queue")
+        return spec, LaneKey(queue, spec.name, spec.version), row
+
+    async def _lanes_for(self, wanted: Mapping[LaneKey, MachineSpec]) -> dict[LaneKey, int]:
+        missing = {key: spec for key, spec in wanted.items() if key not in self._lanes}
+        if missing:
+            await self._check_queues({key.queue for key in missing})
+            keeps = {key: self._keep(spec) for key, spec in missing.items()}
+            self._lanes.update(await self._call(ensure_lanes(self._sql, keeps)))
+            # Workers that run these queues must learn of the new lanes.
+            await self._fetch(self._sql["queues/wake"].bind(messages=["l:"]))
+        return {key: self._lanes[key] for key in wanted}
+
+    async def _lane(self, spec: MachineSpec, queue: str) -> int:
+        key = LaneKey(queue, spec.name, spec.version)
+        return (await self._lanes_for({key: spec}))[key]
+
+    def _keep(self, spec: MachineSpec) -> float | None:
+        keep = self._settings.retention if spec.retention is None else spec.retention
+        return None if math.isinf(keep) else keep
+
+    async def _check_queues(self, queues: set[str]) -> None:
+        if queues - self._known_queues:
+            rows = await self._fetch(self._sql["queues/names"].bind())
+            self._known_queues |= {row[0] for row in rows}
+        for queue in sorted(queues - self._known_queues):
+            raise InvalidArgument(
+                f"there is no queue {queue!r}; known are {', '.join(sorted(self._known_queues))}: "
+                "name it in queues= of the engine that should run it"
+            )
+
+    # Waking ---------------------------------------------------------------------------------------
+
+    def _must_notify(self, queues: set[str], later: bool) -> bool:
+        """Whether an insert tells other processes itself.
+
+        It need not where this process's own worker starts the row at once. Under load one notification serves all
+        inserts of a few milliseconds: the first tells at once, and one that follows at the end of the window speaks for
+        the rest.
+        """
+        now = time.monotonic()
+        others = {queue for queue in queues if self._local is None or not self._local.takes(queue)}
+        fresh = {queue for queue in others if now - self._told.get(queue, 0.0) >= COALESCE_SECONDS}
+        for queue in fresh:
+            self._told[queue] = now
+        if fresh or later:
+            return True
+        for queue in others - self._telling.keys():
+            task = asyncio.create_task(self._tell_later(queue), name="gen_durable wake-up")
+            self._telling[queue] = task
+        return False
+
+    async def _tell_later(self, queue: str) -> None:
+        try:
+            await asyncio.sleep(COALESCE_SECONDS)
+            self._told[queue] = time.monotonic()
+            self._telling.pop(queue, None)
+            with contextlib.suppress(DatabaseUnreachable, EngineStateError):  # the poll interval finds the rows
+                await self._fetch(self._sql["queues/wake"].bind(messages=[f"q:{queue}"]))
+        finally:
+            self._telling.pop(queue, None)
+
+    # Reading --------------------------------------------------------------------------------------
+
+    async def get(self, target: int | str) -> Snapshot:
+        """An instance, by id or by key (the live one of that key, else the one that ended last).
+
+        Raises:
+            NoSuchInstance: there is none, or its retention has passed.
+        """
+        found: Snapshot | None = await self._call(reading.find(self._sql, _check_target(target)))
+        if found is None:
+            raise NoSuchInstance(target)
+        return found
+
+    async def list(
+        self,
+        *,
+        machine: str | None = None,
+        status: str | Sequence[str] | None = None,
+        queue: str | None = None,
+        key_prefix: str | None = None,
+        limit: int = 50,
+        after: int | None = None,
+    ) -> Page:
+        """Instances, newest first, a page at a time.
+
+        Args:
+            machine, queue: only of these.
+            status: one status or several.
+            key_prefix: only those whose key begins so.
+            limit: how many at most, 1 to 1000.
+            after: the ``next`` of the page before.
+
+        Raises:
+            InvalidArgument: an argument is wrong.
+        """
+        if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= 1000:
+            raise InvalidArgument(f"limit={limit!r}: use a whole number from 1 to 1000")
+        statuses = None
+        if status is not None:
+            labels = [status] if isinstance(status, str) else list(status)
+            for label in labels:
+                if all(label != known.label for known in Status):
+                    names = ", ".join(dict.fromkeys(s.label for s in Status))
+                    raise InvalidArgument(f"there is no status {label!r}; the statuses are {names}")
+            statuses = [int(known) for known in Status if known.label in labels]
+        page: Page = await self._call(
+            reading.page(
+                self._sql,
+                machine=machine,
+                queue=queue,
+                key_prefix=key_prefix,
+                statuses=statuses,
+                before=after,
+                limit=limit,
+            )
+        )
+        return page
+
+    async def history(self, target: int | str) -> builtins.list[Transition]:
+        """The transitions of an instance, oldest first.
+
+        Raises:
+            NoSuchInstance: there is none.
+        """
+        found = await self.get(target)
+        listed: builtins.list[Transition] = await self._call(reading.history(self._sql, found.id))
+        return listed
+
+    async def counts(self) -> builtins.list[QueueCount]:
+        """How many instances there are, by queue, machine and status. It reads everything: not for every second."""
+        counted: builtins.list[QueueCount] = await self._call(reading.counts(self._sql))
+        return counted
+
+    async def workers(self) -> builtins.list[WorkerInfo]:
+        """The worker processes that are registered."""
+        listed: builtins.list[WorkerInfo] = await self._call(reading.workers(self._sql))
+        return listed
+
+    # Waiting --------------------------------------------------------------------------------------
+
+    async def result(self, target: int | str, timeout: float | None = None) -> Any:
+        """Waits for an instance's end and returns its result.
+
+        Args:
+            target: id or key.
+            timeout: seconds; None waits for ever.
+
+        Raises:
+            InstanceFailed, InstanceCancelled: how it ended.
+            StillRunning: the time is up; the instance goes on.
+            NoSuchInstance: there is none.
+        """
+        limit = None if timeout is None else check_seconds(timeout, "timeout")
+        until = math.inf if limit is None else time.monotonic() + limit
+        found = await self.get(target)
+        event = asyncio.Event()
+        waiters = self._waiters.setdefault(found.id, set())
+        waiters.add(event)
+        pause = FIRST_LOOK
+        try:
+            while True:
+                event.clear()
+                found = await self.get(found.id)
+                if found.terminal:
+                    return _outcome_of(found)
+                remaining = until - time.monotonic()
+                if remaining <= 0:
+                    raise StillRunning(found.id, found.status, limit or 0.0)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(min(pause, remaining)):
+                        await event.wait()
+                pause = min(pause * 1.5, LONGEST_LOOK)
+        finally:
+            waiters.discard(event)
+            if not waiters:
+                self._waiters.pop(found.id, None)
+
+    def _ended(self, instance_id: int) -> None:
+        """The worker of this process has committed an instance's end."""
+        for event in self._waiters.get(instance_id, ()):
+            event.set()
+
+    # Steering -------------------------------------------------------------------------------------
+
+    async def pause_queue(self, queue: str) -> None:
+        """Stops claims from a queue in the whole cluster; steps that run go on to their end.
+
+        Raises:
+            InvalidArgument: there is no such queue.
+        """
+        await self._set_paused(queue, True)
+
+    async def resume_queue(self, queue: str) -> None:
+        """Lets a paused queue go on.
+
+        Raises:
+            InvalidArgument: there is no such queue.
+        """
+        await self._set_paused(queue, False)
+
+    async def _set_paused(self, queue: str, paused: bool) -> None:
+        await self._check_queues({check_name(queue, "queue")})
+        await self._call(reading.set_paused(self._sql, queue, paused))
+
+
+class _PooledConnection(AsyncConnection[Row]):
+    """The pool's connections are opened like all others of ours."""
+
+    @classmethod
+    async def connect(cls, conninfo: str = "", **kwargs: Any) -> Any:
+        return await open_connection(kwargs["url"], kwargs["application_name"])
+
+
+async def _configure(connection: AsyncConnection[Row]) -> None:
+    await set_up(connection, steady=False)
+
+
+async def _check_if_idle(connection: AsyncConnection[Row]) -> None:
+    """A connection at rest that has something to read was closed by the other side: found without a round trip."""
+    quiet = select.poll()
+    if not connection.closed:
+        quiet.register(connection.pgconn.socket, select.POLLIN)
+    if connection.closed or quiet.poll(0):
+        await AsyncConnectionPool.check_connection(connection)
+
+
+def _check_target(target: int | str) -> int | str:
+    if isinstance(target, bool) or not isinstance(target, int | str):
+        raise InvalidArgument(f"target={target!r}: give an id (a number) or a key (a string)")
+    return target
+
+
+def _check_at(at: datetime | None) -> datetime | None:
+    if at is None:
+        return None
+    if not isinstance(at, datetime):
+        raise InvalidArgument(f"at={at!r}: give an aware datetime")
+    if at.tzinfo is None or at.utcoffset() is None:
+        raise InvalidArgument(f"at={at!r} has no time zone: give an aware datetime, like datetime.now(UTC)")
+    return at
+
+
+def _outcome_of(found: Snapshot) -> Any:
+    if found.status == "failed":
+        raise InstanceFailed(found.id, found.error)
+    if found.status == "cancelled":
+        raise InstanceCancelled(found.id, found.error)
+    return found.result

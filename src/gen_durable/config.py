@@ -1,0 +1,111 @@
+"""The engine's settings: checked when it is built, before anything is connected."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Literal
+
+from gen_durable.errors import ConfigurationError
+from gen_durable.machine import MachineSpec, spec_of
+
+__all__ = ["Settings", "database_url_from_environment"]
+
+ENVIRONMENT = ("GEN_DURABLE_DATABASE_URL", "DATABASE_URL")
+
+
+def database_url_from_environment() -> str | None:
+    """The database URL that the environment gives: the first that is set of the two variables."""
+    return next((os.environ[name] for name in ENVIRONMENT if os.environ.get(name)), None)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """All settings of one engine; :class:`gen_durable.Engine` documents them."""
+
+    url: str | None = None
+    listen_url: str | None = None
+    embedded: bool | None = None
+    machines: tuple[MachineSpec, ...] = ()
+    queues: Mapping[str, int] = field(default_factory=lambda: {"default": 50})
+    schema: str = "gen_durable"
+    name: str = "default"
+    run_ahead: bool = True
+    history: Literal["off", "steps", "states"] = "steps"
+    retention: float = 86_400.0
+    max_crashes: int = 5
+    max_state_bytes: int = 1_048_576
+    drain_timeout: float = 30.0
+    lease: float = 15.0
+    heartbeat: float = 5.0
+    poll_interval: float = 5.0
+    statement_timeout: float = 10.0
+    prefetch: int = 500
+    threads: int = 64
+    pool_size: int = 4
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__
+        put(self, "machines", _specs(self.machines))
+        put(self, "queues", _queues(self.queues))
+        put(self, "retention", _seconds("retention", self.retention, least=0, endless=True))
+        for name in ("drain_timeout",):
+            put(self, name, _seconds(name, getattr(self, name), least=0))
+        for name in ("lease", "heartbeat", "poll_interval", "statement_timeout"):
+            put(self, name, _seconds(name, getattr(self, name), least=0.01))
+        if self.heartbeat * 2 > self.lease:
+            raise ConfigurationError(
+                f"heartbeat={self.heartbeat:g} s is too slow for lease={self.lease:g} s: "
+                "a worker must be heard of at least twice in a lease"
+            )
+        for name, least in (
+            ("max_crashes", 1),
+            ("max_state_bytes", 1),
+            ("prefetch", 0),
+            ("threads", 1),
+            ("pool_size", 1),
+        ):
+            _integer(name, getattr(self, name), least)
+        if self.history not in ("off", "steps", "states"):
+            raise ConfigurationError(f'history={self.history!r}: use "off", "steps" or "states"')
+        if not isinstance(self.name, str) or not self.name:
+            raise ConfigurationError(f"name={self.name!r}: an engine's name is a string that is not empty")
+
+
+def _specs(machines: Iterable[Any]) -> tuple[MachineSpec, ...]:
+    specs: dict[tuple[str, int], MachineSpec] = {}
+    for given in machines:
+        spec = spec_of(given)
+        other = specs.setdefault((spec.name, spec.version), spec)
+        if other is not spec:
+            raise ConfigurationError(
+                f"two machines have the name {spec.name!r} and version {spec.version}: "
+                "give one another name= or version="
+            )
+    return tuple(specs.values())
+
+
+def _queues(queues: Mapping[str, int]) -> dict[str, int]:
+    if not isinstance(queues, Mapping):
+        raise ConfigurationError(f"queues={queues!r}: give a dict of queue names and how many steps each runs at once")
+    for name, concurrency in queues.items():
+        if not isinstance(name, str) or not name or len(name.encode()) > 512 or "\0" in name:
+            raise ConfigurationError(f"queues has the name {name!r}: use a string of 1 to 512 bytes")
+        _integer(f"queues[{name!r}]", concurrency, 1)
+    return dict(queues)
+
+
+def _integer(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:
+        raise ConfigurationError(f"{name}={value!r}: use a whole number of at least {least}")
+
+
+def _seconds(name: str, value: Any, *, least: float, endless: bool = False) -> float:
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    fine = isinstance(seconds, int | float) and not isinstance(seconds, bool) and seconds >= least
+    if not fine or not (endless or math.isfinite(seconds)):
+        raise ConfigurationError(f"{name}={value!r}: use a number of seconds (or a timedelta) of at least {least:g}")
+    return float(seconds)

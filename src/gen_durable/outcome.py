@@ -1,0 +1,262 @@
+"""What a step returns (its outcome), and the two exceptions with which any step can end early.
+
+==================  =================================================================
+``Next(step)``      commit the state and go to ``step``
+``Retry(delay)``    run the same step again after ``delay`` seconds, ``attempt + 1``
+``Sleep(s, then)``  a durable pause of ``s`` seconds, then ``then``
+``Done(result)``    the end: ``done``, with a result
+``Stop(reason)``    the end: ``failed``, with a reason
+==================  =================================================================
+
+Outcomes are values: building one does nothing, and a wrong one is refused where it is built.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import Enum
+from typing import Any, Final, Literal, TypeAlias
+
+from gen_durable.errors import GenDurableError, InvalidArgument
+
+__all__ = [
+    "KEEP",
+    "Cancel",
+    "Done",
+    "Keep",
+    "Next",
+    "Outcome",
+    "Retry",
+    "RetryAfter",
+    "Sleep",
+    "StepRef",
+    "Stop",
+]
+
+MAX_NAME_BYTES: Final = 512
+MAX_SECONDS: Final = 100 * 365.25 * 86400
+"""The longest delay, 100 years: a due time past the year 9999 could be written but never read back."""
+MIN_PRIORITY: Final = -32768
+MAX_PRIORITY: Final = 32767
+
+Seconds: TypeAlias = float | timedelta
+StepRef: TypeAlias = Callable[..., Any] | str
+"""A step: the machine's method (``self.ship`` or ``Checkout.ship``), or its name."""
+
+
+class Keep(Enum):
+    """The type of ``KEEP``: an option of ``Next`` that was not given leaves the row's value as it is."""
+
+    KEEP = "keep"
+
+    def __repr__(self) -> str:
+        return "KEEP"
+
+
+KEEP: Final = Keep.KEEP
+
+
+def check_seconds(
+    value: object, what: str, *, error: type[GenDurableError] = InvalidArgument, positive: bool = False
+) -> float:
+    """``value`` (a number of seconds or a timedelta) as float seconds, at most 100 years.
+
+    Raises:
+        error: not a number or timedelta, NaN, negative (zero too, when ``positive``), or too long.
+    """
+    if isinstance(value, timedelta):
+        seconds = value.total_seconds()
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        seconds = float(value) if abs(value) <= MAX_SECONDS else math.copysign(math.inf, value)
+    else:
+        raise error(f"{what} must be seconds (a number) or a timedelta, not {_shown(value)}")
+    if not (seconds > 0 if positive else seconds >= 0):
+        raise error(f"{what} must be {'above 0' if positive else '0 or more'} seconds, not {_shown(value)}")
+    if seconds > MAX_SECONDS:
+        raise error(f"{what} must be at most 100 years ({MAX_SECONDS:.0f} s), not {_shown(value)}")
+    return seconds
+
+
+def check_name(value: object, what: str, *, error: type[GenDurableError] = InvalidArgument) -> str:
+    """``value`` when it is a name that can be stored: 1 to 512 bytes of UTF-8 without NUL; else ``error``."""
+    if not isinstance(value, str):
+        raise error(f"{what} must be a string, not {_shown(value)}")
+    if not value:
+        raise error(f"{what} must not be empty")
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError:
+        raise error(f"{what} {_shown(value)} has a lone surrogate, which is not valid text; remove it") from None
+    if size > MAX_NAME_BYTES:
+        raise error(f"{what} must be at most {MAX_NAME_BYTES} bytes of UTF-8; {_shown(value)} has {size}")
+    if "\0" in value:
+        raise error(f"{what} {_shown(value)} has a NUL character, which Postgres can't store; remove it")
+    return value
+
+
+def check_priority(value: object, what: str, *, error: type[GenDurableError] = InvalidArgument) -> int:
+    """``value`` when it is a priority: an int from -32768 to 32767, lower first; else ``error``."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise error(f"{what} must be an int from {MIN_PRIORITY} to {MAX_PRIORITY}, not {_shown(value)}")
+    if not MIN_PRIORITY <= value <= MAX_PRIORITY:
+        raise error(f"{what} must be from {MIN_PRIORITY} to {MAX_PRIORITY} (lower first), not {value}")
+    return int(value)
+
+
+def step_name(step: object, what: str) -> str:
+    """The name of the step that ``step`` refers to; whether the machine has it is checked by the engine.
+
+    Raises:
+        InvalidArgument: neither a method, a function nor a name.
+    """
+    if isinstance(step, str):
+        return check_name(step, f"{what}: the name of a step")
+    name = getattr(step, "__name__", None)
+    if callable(step) and not isinstance(step, type) and isinstance(name, str) and name.isidentifier():
+        return name
+    mend = "give a step of the machine, like self.ship or 'ship'"
+    if inspect.iscoroutine(step):
+        step.close()
+        mend = f"give the method itself, self.{name}, without calling it"
+    raise InvalidArgument(f"{what} got {_shown(step)}, which is not a step; {mend}")
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    text = text if len(text) <= 80 else f"{text[:77]}..."
+    return text if value is None else f"{text} ({type(value).__name__})"
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Next:
+    """Commit the state and go to ``step``; ``attempt`` starts again at 0.
+
+    Args:
+        step: a step of the machine: ``self.ship``, or ``"ship"``.
+        queue: move the instance to this queue; by default it stays where it is.
+        priority: the new priority, -32768 to 32767, lower first; by default it stays as it is.
+        delay: seconds or a timedelta from the commit, by the database's clock; None is at once.
+
+    Raises:
+        InvalidArgument: a value is wrong.
+    """
+
+    step: str
+    queue: str | Literal[Keep.KEEP]
+    priority: int | Literal[Keep.KEEP]
+    delay: float | None
+
+    def __init__(
+        self,
+        step: StepRef,
+        *,
+        queue: str | Literal[Keep.KEEP] = KEEP,
+        priority: int | Literal[Keep.KEEP] = KEEP,
+        delay: Seconds | None = None,
+    ) -> None:
+        put = object.__setattr__
+        put(self, "step", step_name(step, "Next"))
+        put(self, "queue", queue if queue is KEEP else check_name(queue, "Next: queue"))
+        put(self, "priority", priority if priority is KEEP else check_priority(priority, "Next: priority"))
+        put(self, "delay", None if delay is None else check_seconds(delay, "Next: delay"))
+
+    def __repr__(self) -> str:
+        options = {"queue": self.queue, "priority": self.priority, "delay": self.delay}
+        given = [f", {name}={value!r}" for name, value in options.items() if value is not KEEP and value is not None]
+        return f"Next({self.step!r}{''.join(given)})"
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Retry:
+    """Run the same step again after ``delay`` (seconds or a timedelta), with ``attempt + 1``.
+
+    The state that the step leaves is committed. There is no limit to the number of runs: look at
+    ``ctx.attempt``, or raise an error and let a ``Backoff`` count.
+
+    Raises:
+        InvalidArgument: the delay is wrong.
+    """
+
+    delay: float
+
+    def __init__(self, delay: Seconds = 0) -> None:
+        object.__setattr__(self, "delay", check_seconds(delay, "Retry: delay"))
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Sleep:
+    """A durable pause of ``seconds`` (a number or a timedelta), then the step ``then``.
+
+    Raises:
+        InvalidArgument: a value is wrong.
+    """
+
+    seconds: float
+    then: str
+
+    def __init__(self, seconds: Seconds, then: StepRef) -> None:
+        object.__setattr__(self, "seconds", check_seconds(seconds, "Sleep: seconds"))
+        object.__setattr__(self, "then", step_name(then, "Sleep: then"))
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The end: the instance is ``done`` and ``result`` is recorded; anything that can be written as JSON."""
+
+    result: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """The end: the instance is ``failed`` and ``reason`` is recorded.
+
+    Raises:
+        InvalidArgument: the reason is not a string.
+    """
+
+    reason: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.reason, str):
+            raise InvalidArgument(f"Stop: reason must be a string, not {_shown(self.reason)}; use str(...)")
+
+
+Outcome: TypeAlias = Next | Retry | Sleep | Done | Stop
+
+
+class Cancel(Exception):
+    """Raise it in any step or job: the instance ends as ``cancelled``, without a retry.
+
+    Attributes:
+        reason: why, as recorded with the instance.
+    """
+
+    def __init__(self, reason: str = "cancelled by its step") -> None:
+        if not isinstance(reason, str):
+            raise InvalidArgument(f"Cancel: reason must be a string, not {_shown(reason)}; use str(...)")
+        super().__init__(reason)
+        self.reason = reason
+
+
+class RetryAfter(Exception):
+    """Raise it in any step or job: the same step runs again after ``delay``, instead of the policy's delay.
+
+    The run counts as an attempt, and the state from before it counts.
+
+    Attributes:
+        delay: seconds.
+
+    Raises:
+        InvalidArgument: the delay is wrong.
+    """
+
+    def __init__(self, delay: Seconds) -> None:
+        self.delay = check_seconds(delay, "RetryAfter: delay")
+        super().__init__(self.delay)
+
+    def __str__(self) -> str:
+        return f"retry after {self.delay:g} s"

@@ -1,0 +1,130 @@
+"""What the client answers with: typed, frozen views of rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+__all__ = ["Page", "QueueCount", "Snapshot", "Transition", "WorkerInfo"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """An instance as it was when it was read.
+
+    Attributes:
+        id: its number.
+        machine, version: what it runs.
+        queue, priority: where and how urgently (lower first).
+        step: the step that runs next, or that ended it.
+        status: ``runnable``, ``executing``, ``awaiting_signal``, ``awaiting_children``, ``blocked``, ``done``,
+            ``failed`` or ``cancelled``.
+        attempt: how many runs of this step have not finished it (of a terminal one: before the last run).
+        crashes: how many of those ended with the death of their worker.
+        key: its business identity, or None.
+        state: the committed state, as plain JSON values.
+        result: what it ended with, or None.
+        error: the last error: ``type``, ``message``, ``traceback``; or None.
+        worker: the worker that holds it (of a terminal one: that ended it), or None.
+        rev: the number of changes so far; the fencing token.
+        due_at: when it may run next; None for a terminal one.
+        inserted_at, updated_at, finished_at: by the database's clock.
+    """
+
+    id: int
+    machine: str
+    version: int
+    queue: str
+    step: str
+    status: str
+    priority: int
+    attempt: int
+    crashes: int
+    key: str | None
+    state: dict[str, Any]
+    result: Any
+    error: dict[str, Any] | None
+    worker: int | None
+    rev: int
+    due_at: datetime | None
+    inserted_at: datetime
+    updated_at: datetime
+    finished_at: datetime | None
+
+    @property
+    def terminal(self) -> bool:
+        """Whether it has ended."""
+        return self.finished_at is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """A page of instances, newest first.
+
+    Attributes:
+        items: the instances.
+        next: pass it as ``after=`` for the next page; None when there is none.
+    """
+
+    items: list[Snapshot]
+    next: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transition:
+    """One row of an instance's history: what ended one run of a step.
+
+    Attributes:
+        seq: grows with each transition; the instance's ``rev`` after it.
+        step, attempt: what ran, and which try it was (from 0).
+        outcome: ``next``, ``retry``, ``sleep``, ``done``, ``failed``, ``cancelled`` or ``crashed``.
+        at: when it was committed, by the database's clock.
+        took: how many seconds the step ran; None for a crash.
+        worker: who ran it; None for a crash.
+        error: what went wrong, or None.
+        state: the state after it, where the history keeps states; else None.
+    """
+
+    seq: int
+    step: str
+    attempt: int
+    outcome: str
+    at: datetime
+    took: float | None
+    worker: int | None
+    error: dict[str, Any] | None
+    state: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueCount:
+    """How many instances of one machine have one status in one queue."""
+
+    queue: str
+    machine: str
+    version: int
+    status: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerInfo:
+    """A worker process that is registered.
+
+    Attributes:
+        id: its number, new at each start.
+        name, host, pid: who it is.
+        queues: its queues and how many steps of each it runs at once.
+        started_at, seen_at: by the database's clock.
+        silent: seconds since its last heartbeat.
+    """
+
+    id: int
+    name: str
+    host: str
+    pid: int
+    queues: dict[str, int]
+    started_at: datetime
+    seen_at: datetime
+    silent: float

@@ -1,0 +1,71 @@
+"""The database of the test run: its own throw-away server, or the one of DATABASE_URL; a schema for each test."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from gen_durable import Engine
+from gen_durable._store.connection import open_connection
+from gen_durable._store.operation import Row
+from gen_durable.embedded import temporary
+
+_GIVEN = os.environ.pop("DATABASE_URL", None)
+os.environ.pop("GEN_DURABLE_DATABASE_URL", None)
+
+
+@pytest.fixture(scope="session")
+def database_url() -> Iterator[str]:
+    """A database for the whole run; tests share it and keep to schemas of their own."""
+    if _GIVEN:
+        yield _GIVEN
+        return
+    with temporary() as url:
+        yield url
+
+
+@pytest.fixture
+def schema(database_url: str) -> Iterator[str]:
+    """A schema name of the test's own; what is in it goes with the test."""
+    name = f"t_{uuid.uuid4().hex[:12]}"
+    yield name
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("SET client_min_messages = error")
+        connection.execute(f"DROP SCHEMA IF EXISTS {name} CASCADE".encode())
+
+
+@pytest.fixture
+async def migrated(database_url: str, schema: str) -> str:
+    """The same, migrated."""
+    await Engine(database_url, schema=schema, name=schema).migrate()
+    return schema
+
+
+@pytest.fixture
+def build(database_url: str, migrated: str) -> Callable[..., Engine]:
+    """Makes engines on the test's schema; each has a name of its own. Start them with ``async with``."""
+
+    def make(*machines: Any, **settings: Any) -> Engine:
+        settings.setdefault("name", f"{migrated}_{uuid.uuid4().hex[:6]}")
+        return Engine(settings.pop("url", database_url), machines=machines, schema=migrated, **settings)
+
+    return make
+
+
+@pytest.fixture
+async def connect(database_url: str) -> AsyncIterator[Callable[[], Any]]:
+    """Opens plain connections, for tests that step statements by hand; closed with the test."""
+    opened: list[psycopg.AsyncConnection[Row]] = []
+
+    async def open_one() -> psycopg.AsyncConnection[Row]:
+        opened.append(await open_connection(database_url, "test"))
+        return opened[-1]
+
+    yield open_one
+    for connection in opened:
+        await connection.close()

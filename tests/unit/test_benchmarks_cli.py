@@ -1,0 +1,153 @@
+"""The benchmarks' own logic: arguments, statistics, ratios, the JSON form, what is skipped."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+ROOT = Path(__file__).resolve().parents[2]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from benchmarks import cli, envs, registry, report, run  # noqa: E402
+from benchmarks.agents import AgentFailed  # noqa: E402
+from benchmarks.board import MARKS, Board  # noqa: E402
+from benchmarks.samples import Measure, Results, Sample, percentile  # noqa: E402
+from benchmarks.workloads import QUICK, Sizes, Task, tasks  # noqa: E402
+
+RATE = Measure("A", "no-op jobs", "jobs/s")
+DELAY = Measure("D", "insert to start", "ms", lower_is_better=True)
+
+
+def measured(measure: Measure, **values: list[float]) -> Results:
+    results = Results()
+    for engine, samples in values.items():
+        for value in samples:
+            results.add(measure, engine, Sample(value, 100, {"wal_bytes": value / 2}))
+    return results
+
+
+def test_json_holds_median_spread_and_ratio_per_engine() -> None:
+    results = measured(RATE, gen_durable=[50.0, 30.0, 40.0], pgqueuer=[20.0, 10.0, 16.0])
+    out = json.loads(json.dumps(results.as_json()))
+    assert list(out) == ["A"]
+    own = out["A"]["gen_durable"]
+    assert (own["median"], own["min"], own["max"], own["reps"]) == (40, 30, 50, 3)
+    assert own["wal_bytes"] == 20
+    assert out["A"]["ratio"] == {"pgqueuer": 2.5}
+
+
+def test_ratio_above_one_means_better_also_where_less_is_better() -> None:
+    assert measured(DELAY, gen_durable=[2.0], pgqueuer=[5.0]).ratios("D") == {"pgqueuer": 2.5}
+
+
+def test_no_ratio_without_the_own_engine() -> None:
+    assert measured(RATE, pgqueuer=[5.0], floor=[9.0]).ratios("A") == {}
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.5, 50.0), (0.99, 99.0), (1.0, 100.0), (0.001, 1.0)])
+def test_percentile_is_the_nearest_rank(share: float, expected: float) -> None:
+    assert percentile([float(value) for value in range(100, 0, -1)], share) == expected
+
+
+def test_table_names_every_engine_and_ratio() -> None:
+    console = Console(width=report.WIDTH, record=True, file=io.StringIO())
+    report.show(measured(RATE, gen_durable=[40.0], pgqueuer=[16.0]), console)
+    text = console.export_text()
+    assert "pgqueuer" in text
+    assert "2.50 ×" in text
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--only", "X"], "the workloads are A, B, C, D"),
+        (["--peers", "nobody"], "unknown engine 'nobody': there are"),
+        (["--reps", "0"], "'0' is not a number of 1 or more"),
+        (["--set", "gen_durable"], "is not ENGINE.KEY=VALUE"),
+    ],
+)
+def test_wrong_arguments_are_refused_with_the_value(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(argv)
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_unreachable_server_ends_with_a_message(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--only", "A", "--peers", "none", "--url", "postgresql://x:secret@127.0.0.1:1/x"]
+    assert cli.main(argv) == 2
+    error = capsys.readouterr().err
+    assert "no server to measure on" in error
+    assert "secret" not in error
+
+
+def test_only_and_procs_choose_the_measures() -> None:
+    assert [task.measure.key for task in tasks("A", [1, 2], Sizes())] == ["A", "A.2"]
+    assert [task.measure.key for task in tasks("CD", [1], QUICK)] == ["C", "C.bulk", "D", "D.other"]
+
+
+def test_every_registered_engine_has_its_module() -> None:
+    for entry in registry.ENTRIES:
+        path = ROOT / Path(*entry.module.split(".")).with_suffix(".py")
+        assert "class Adapter" in path.read_text(), entry.name
+        assert entry.workloads <= registry.ALL
+
+
+def test_engine_that_needs_a_newer_python_is_skipped_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(envs, "HOME", tmp_path)
+    entry = registry.Entry(name="future", module="none", done="", left="", requirements=("future",), python=(4, 0))
+    with pytest.raises(envs.Unavailable, match=r"future needs Python 4\.0 or newer; this is 3"):
+        envs.python_for(entry)
+
+
+def test_board_is_shared_between_two_processes_worth_of_mappings(tmp_path: Path) -> None:
+    reader = Board(tmp_path / "board")
+    first, second = Board(tmp_path / "board", 0), Board(tmp_path / "board", 1)
+    first.hit()
+    second.mark(MARKS - 1)
+    assert reader.hits() == 2
+    assert reader.marked(MARKS - 1) >= reader.first() > 0
+    reader.clear()
+    assert (first.hits(), second.first()) == (0, 0.0)
+
+
+def test_failed_engine_is_left_out_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    class FakeBench:
+        def __init__(self, name: str) -> None:
+            self.entry = registry.find(name)
+
+    def sample(bench: FakeBench) -> Sample:
+        if bench.entry.name == "pgqueuer":
+            raise AgentFailed("pgqueuer: it broke")
+        return Sample(1.0, 1)
+
+    results = Results()
+    console = Console(stderr=True, quiet=True)
+    benches = [FakeBench("gen_durable"), FakeBench("pgqueuer")]
+    failures = run.measure([Task("A", RATE, sample)], benches, 3, results, console)  # type: ignore[arg-type]
+    assert failures == 1
+    assert results.summary("A", "gen_durable")["reps"] == 3
+    assert results.engines("A") == ["gen_durable"]
+
+
+def test_peer_modules_need_only_their_own_packages() -> None:
+    """What runs in a peer's environment must not import the project's dependencies."""
+    for module in ("agent", "board", "adapter", "__init__", "engines/__init__"):
+        text = (ROOT / "benchmarks" / f"{module}.py").read_text()
+        imported = {
+            line.split()[1].split(".")[0] for line in text.splitlines() if line.startswith(("import ", "from "))
+        }
+        for name in imported - {"benchmarks", "__future__"}:
+            assert name in sys.stdlib_module_names, (module, name)
+    assert importlib.util.find_spec("benchmarks.agent")
