@@ -276,7 +276,8 @@ class Client:
             insert_all(self._sql, rows, notify=notify, soon=self._settings.poll_interval)
         )
         if self._local is not None:
-            self._local.inserted(queues, 0.0 if later else None)
+            delays = [row.delay for _, _, row in checked if row.delay is not None]
+            self._local.inserted(queues, min(delays, default=None))
         return [
             Inserted(Handle(place.id, row.key, spec.name, self), place.duplicate)
             for (spec, _, row), place in zip(checked, placed, strict=True)

@@ -253,26 +253,25 @@ class Engine(Client):
         self._worker = self._local = worker
         return worker
 
-    async def _live(self, worker: Worker) -> None:
+    async def _live(self, worker: Worker | None) -> None:
         """One life of the worker after the other, until the engine is stopped."""
-        while True:
+        while not self._stopping or worker is not None:
             try:
+                worker = worker or await self._begin()
+                if self._stopping:
+                    worker.drain()
                 await worker.run()
             except Exception:
                 log.exception("the worker failed; it starts again in %g s", RESTART_SECONDS)
                 await asyncio.sleep(RESTART_SECONDS)
             finally:
-                self._worker = self._local = None
-            if self._stopping:
-                return
-            worker = await self._begin()
-            if self._stopping:
-                worker.drain()
+                worker = self._worker = self._local = None
 
     async def stop(self) -> None:
         """Drains: no more claims, running steps get ``drain_timeout`` seconds, the rest goes back at once; then closes.
 
-        Safe to call twice; a second call while the first drains cancels what still runs.
+        Safe to call twice; a second call while the first drains cancels what still runs. When the database is away, what
+        can't be given back is left to the lease.
         """
         self._stopping = True
         life = self._life
@@ -280,12 +279,13 @@ class Engine(Client):
             if life is not None:
                 if self._worker is not None:
                     self._worker.drain()
-                await asyncio.shield(life)
+                longest = self._settings.drain_timeout + 2 * self._settings.statement_timeout
+                await asyncio.wait([life], timeout=longest)
         finally:
             if life is not None and not life.done():
+                log.warning("the worker could not drain in time; the lease gives back what it held")
                 life.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await life
+                await asyncio.wait([life])
             self._life = None
             await self._disconnect()
 

@@ -71,7 +71,7 @@ def check_seconds(
     if isinstance(value, timedelta):
         seconds = value.total_seconds()
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        seconds = float(value) if abs(value) <= MAX_SECONDS else math.copysign(math.inf, value)
+        seconds = float(value) if abs(value) <= MAX_SECONDS else math.inf if value > 0 else -math.inf
     else:
         raise error(f"{what} must be seconds (a number) or a timedelta, not {_shown(value)}")
     if not (seconds > 0 if positive else seconds >= 0):
@@ -126,7 +126,10 @@ def step_name(step: object, what: str) -> str:
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 - a broken __repr__ must not hide the message
+        text = "a value"
     text = text if len(text) <= 80 else f"{text[:77]}..."
     return text if value is None else f"{text} ({type(value).__name__})"
 

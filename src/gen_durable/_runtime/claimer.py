@@ -165,7 +165,7 @@ class Claimer(Service):
         queue.ahead = min(self._prefetch, int(self._pace[queue.name] * self._trip * 2))
 
     async def _give_back_stuck(self, queue: LocalQueue, now: float) -> None:
-        if queue.buffer and queue.saturated and now - queue.buffer[0].claimed_at > STUCK_SECONDS:
+        if queue.buffer and queue.saturated and now - queue.buffer[0].buffered_at > STUCK_SECONDS:
             queue.ahead = 0
             self._pace[queue.name] = 0.0
             await self.give_back(queue)

@@ -114,17 +114,27 @@ class Control:
             application_name=f"gen_durable {self._settings.name} control",
             deadline=deadline,
         )
+        # A task of its own: when the database is away it waits in the link for as long as that takes.
+        work = asyncio.create_task(self._work(link))
+        stop = asyncio.create_task(self._stop.wait())
         try:
-            await self._register(link)
-            link.on_connect = self._on_connect
-            connection = link.connection
-            if connection is not None:
-                await self._listen(connection)
-            self._report(self._registered.set_result, self.worker)
-            await self._live(link)
-        finally:
+            await asyncio.wait([work, stop], return_when=asyncio.FIRST_COMPLETED)
+            for task in (work, stop):
+                task.cancel()
+            await asyncio.gather(work, stop, return_exceptions=True)
+            if not work.cancelled() and (error := work.exception()) is not None:
+                raise error
             await self._unregister(link)
+        finally:
             await link.close()
+
+    async def _work(self, link: Link) -> None:
+        await self._register(link)
+        link.on_connect = self._on_connect
+        if link.connection is not None:
+            await self._listen(link.connection)
+        self._report(self._registered.set_result, self.worker)
+        await self._live(link)
 
     async def _register(self, link: Link) -> None:
         while not self.worker:

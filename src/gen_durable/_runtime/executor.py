@@ -74,6 +74,8 @@ class Executor:
         error: BaseException | None = None
         subject: Any = None
         started = time.monotonic()
+        if not held.chain_steps:
+            held.chain_since = started
         try:
             if step is None:
                 raise StateDecodeError(

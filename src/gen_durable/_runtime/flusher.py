@@ -13,7 +13,7 @@ import psycopg
 
 from gen_durable._runtime.held import Held
 from gen_durable._runtime.link import Link, LinkDown
-from gen_durable._runtime.record import BACK, END, ON, Record, encode_records, error_json
+from gen_durable._runtime.record import END, ON, Record, encode_records, error_json
 from gen_durable._store.operation import Catalog
 from gen_durable.errors import InvalidState
 from gen_durable.events import CommitEvent, Hooks, StaleEvent, emit
@@ -25,8 +25,10 @@ log = logging.getLogger("gen_durable")
 
 BATCH = 1000
 LONGEST_PAUSE = 5.0
+_REFUSALS = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded)
 
 Entry = tuple[Held, Record]
+Fence = tuple[int, int]  # id and the rev that the claim holds
 
 
 class Settled(Protocol):
@@ -103,31 +105,31 @@ class Flusher:
                 # Sent, and no answer: it may be there or not. Sending it again does no harm, because the fence refuses
                 # what is there already; what is refused now is looked up.
                 in_doubt = True
-            except (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded) as error:
-                await self._split(batch, error)
-                return
             except psycopg.Error as error:
+                if isinstance(error, _REFUSALS) and (len(batch) > 1 or _has_data(batch[0])):
+                    await self._split(batch, error)
+                    return
                 log.warning("commit of %d outcomes: %s; trying again", len(batch), str(error).strip())
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, LONGEST_PAUSE)
-        missing = [entry for entry in batch if entry[0].id not in committed]
+        missing = [entry for entry in batch if _fence(entry) not in committed]
         if missing and in_doubt:
             committed |= await self._look_up(missing)
-        stale = [entry for entry in batch if entry[0].id not in committed]
+        stale = [entry for entry in batch if _fence(entry) not in committed]
         self._account(len(batch) - len(stale), stale, time.monotonic() - started)
-        for held, record in batch:
-            if held.id in committed:
-                self._settle(held, record)
-        for held, _ in stale:
-            self._settled.left(held, None)
+        for entry in batch:
+            if _fence(entry) in committed:
+                self._settle(*entry)
+            else:
+                self._settled.left(entry[0], None)
 
-    async def _send(self, batch: list[Entry]) -> set[int]:
+    async def _send(self, batch: list[Entry]) -> set[Fence]:
         request = self._sql["committing/commit"].bind(
             worker=self._worker,
             outcomes=encode_records([record for _, record in batch]).decode(),
             wake=self._settled.wake_list(batch),
         )
-        return {row[0] for row in await self._link.fetch(request)}
+        return {(id_, rev - 1) for id_, rev in await self._link.fetch(request)}
 
     async def _split(self, batch: list[Entry], error: psycopg.Error) -> None:
         if len(batch) > 1:
@@ -136,16 +138,11 @@ class Flusher:
             await self._commit(batch[middle:])
             return
         held, record = batch[0]
-        if record.state is None and record.result is None:
-            # Nothing of the user's is in it, so nothing can be left out: keep trying, loudly, rather than lose the row.
-            log.error("instance %d: its outcome can't be committed: %s; trying again", held.id, str(error).strip())
-            await asyncio.sleep(LONGEST_PAUSE)
-        else:
-            reason = InvalidState(f"Postgres refused the state or result of step {held.step!r}: {str(error).strip()}")
-            record.fail(error_json(reason), self._keep(held))
+        reason = InvalidState(f"Postgres refused the state or result of step {held.step!r}: {str(error).strip()}")
+        record.fail(error_json(reason), self._keep(held))
         await self._commit(batch)
 
-    async def _look_up(self, entries: list[Entry]) -> set[int]:
+    async def _look_up(self, entries: list[Entry]) -> set[Fence]:
         """Which of the outcomes that were refused the second time are there from the first."""
         ids = msgspec.json.encode([held.id for held, _ in entries]).decode()
         while True:
@@ -155,7 +152,7 @@ class Flusher:
             except LinkDown:
                 continue
         places = {row[0]: row[1:] for row in rows}
-        return {held.id for held, record in entries if self._is_there(places.get(held.id), held, record)}
+        return {_fence(entry) for entry in entries if self._is_there(places.get(entry[0].id), *entry)}
 
     def _is_there(self, place: tuple[int, int, int | None] | None, held: Held, record: Record) -> bool:
         if place is None or place[0] != held.rev + 1:
@@ -194,10 +191,10 @@ class Flusher:
                 emit(self._hooks.stale, StaleEvent(id=held.id, machine=held.spec.name, step=held.step))
 
 
-def goes_back_now(batch: list[Entry]) -> set[str]:
-    """The queues that get a row back which is due at once."""
-    queues: set[str] = set()
-    for held, record in batch:
-        if record.op == BACK and not record.delay and record.lane is None:
-            queues.add(held.queue.name)
-    return queues
+def _fence(entry: Entry) -> Fence:
+    return entry[0].id, entry[0].rev
+
+
+def _has_data(entry: Entry) -> bool:
+    """Whether something of the user's is in an outcome, that can be left out when the database refuses it."""
+    return entry[1].state is not None or entry[1].result is not None

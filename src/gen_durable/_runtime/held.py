@@ -27,7 +27,7 @@ class Held:
         "attempt",
         "chain_since",
         "chain_steps",
-        "claimed_at",
+        "buffered_at",
         "crashes",
         "due_at",
         "id",
@@ -58,7 +58,7 @@ class Held:
         inserted_at: datetime,
         spec: MachineSpec,
         queue: LocalQueue,
-        claimed_at: float,
+        buffered_at: float,
     ) -> None:
         self.id = id
         self.rev = rev
@@ -73,10 +73,10 @@ class Held:
         self.inserted_at = inserted_at
         self.spec = spec
         self.queue = queue
-        self.claimed_at = claimed_at
+        self.buffered_at = buffered_at
         self.values: dict[str, Any] | None = None
         self.chain_steps = 0
-        self.chain_since = claimed_at
+        self.chain_since = buffered_at
 
 
 class LocalQueue:

@@ -135,6 +135,11 @@ class Link:
                 log.warning("%s connection: lost: %s", self.name, str(error).strip())
         await _discard(connection)
 
+    def abort(self) -> None:
+        """Makes the statement that is under way fail at once."""
+        if self._connection is not None:
+            cut(self._connection)
+
     async def close(self) -> None:
         """Closes for good; a statement under way fails."""
         self._closed = True

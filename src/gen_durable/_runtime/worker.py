@@ -55,6 +55,7 @@ class Worker(Listener):
         self._told: dict[str, float] = {}
         self._queue_of_lane: dict[int, str] = {}  # of the rows that move to another queue
         self._crash: BaseException | None = None
+        self._learning: set[asyncio.Future[None]] = set()
         self._machines = {(spec.name, spec.version): spec for spec in settings.machines}
         self._threads = DaemonThreads(settings.threads)
         self.queues = {name: LocalQueue(name, size, self._run) for name, size in settings.queues.items()}
@@ -84,7 +85,6 @@ class Worker(Listener):
         }
         if own:
             await drive(ensure_lanes(self._sql, own), self._service_link.fetch)
-        await self._service_link.fetch(self._sql["pruning/ensure"].bind())
         self._control = Control(settings, self._url, self._sql, self._hooks, self)
         self.id = await self._control.start()
         self._executor = Executor(settings, self._hooks, self, self.id, self._client, self._threads)
@@ -122,7 +122,8 @@ class Worker(Listener):
         log.info("worker %d runs %s", self.id, ", ".join(f"{q} ({n})" for q, n in settings.queues.items()))
 
     async def _learn_lanes(self) -> None:
-        """Which lanes of its queues this worker can run."""
+        """Which lanes of its queues this worker can run; their terminal rows need partitions."""
+        await self._service_link.fetch(self._sql["pruning/ensure"].bind())
         rows = await self._service_link.fetch(self._sql["queues/known"].bind(queues=list(self.queues)))
         lanes: dict[str, list[int]] = {name: [] for name in self.queues}
         for queue, machine, version, lane in rows:
@@ -161,6 +162,8 @@ class Worker(Listener):
                     raise self._crash
                 if not self.dead:
                     await self._finish(claims)
+                for link in self._links:
+                    link.abort()  # a statement of a service that is under way
                 for task in tasks:
                     task.cancel()
         finally:
@@ -260,7 +263,9 @@ class Worker(Listener):
     def lanes_changed(self) -> None:
         """There are new lanes."""
         if hasattr(self, "_pruner") and not self._ended.is_set():
-            self._learning = asyncio.ensure_future(self._learn_again())
+            task = asyncio.ensure_future(self._learn_again())
+            self._learning.add(task)
+            task.add_done_callback(self._learning.discard)
 
     async def _learn_again(self) -> None:
         with contextlib.suppress(LinkDown):  # the next heartbeat says so again
@@ -293,6 +298,7 @@ class Worker(Listener):
 
     def goes_on(self, held: Held) -> None:
         """Run ahead: the commit is there, the next step may run."""
+        held.buffered_at = time.monotonic()
         held.queue.put([held])
         self._left.set()
 

@@ -6,11 +6,11 @@
 --   a stale outcome's rev does not match and takes no lock.
 -- Index: primary key. A row that goes on changes no indexed column (HOT).
 -- Guard: the claim's rev and worker. What does not match is not in the answer.
--- Answer: the ids that were committed (and, below zero, how many notifications went out).
+-- Answer: id and new rev of each row that was committed (and, with an id below zero, how many notifications went out).
 -- A terminal row's bucket is its day of expiry where it is kept between a day and 31 days, else "infinity".
 WITH o AS MATERIALIZED (
     SELECT *
-    FROM jsonb_to_recordset(%(outcomes)s::jsonb) AS o (
+    FROM json_to_recordset(%(outcomes)s::json) AS o (
         id bigint, rev bigint, op smallint,
         step text, state jsonb,                                 -- null: unchanged
         lane int, priority smallint, delay double precision,    -- of what goes back
@@ -77,6 +77,6 @@ noted AS (
 told AS (
     SELECT pg_notify('{channel}', 'q:' || q) FROM unnest(%(wake)s::text[]) AS q
 )
-SELECT d.id FROM done d
+SELECT d.id, d.rev FROM done d
 UNION ALL
-SELECT -count(*) FROM told HAVING count(*) > 0
+SELECT -count(*), 0 FROM told HAVING count(*) > 0

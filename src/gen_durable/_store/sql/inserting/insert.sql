@@ -11,7 +11,7 @@ WITH given AS MATERIALIZED (
     SELECT nextval('{schema}.instances_id_seq') AS id, g.*,
         coalesce(g.at, {clock} + make_interval(secs => coalesce(g.delay, 0))) AS due_at
     FROM ROWS FROM (
-        jsonb_to_recordset(%(rows)s::jsonb) AS (
+        json_to_recordset(%(rows)s::json) AS (
             lane int, step text, state jsonb, key text, priority smallint, delay double precision, at timestamptz
         )
     ) WITH ORDINALITY AS g (lane, step, state, key, priority, delay, at, place)
