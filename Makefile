@@ -4,6 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# PG=15 runs the tests on Debian's server of that version instead of the wheel's.
+ifdef PG
+export GEN_DURABLE_PG_BIN := /usr/lib/postgresql/$(PG)/bin
+endif
 
 .DEFAULT_GOAL := all
 .PHONY: all demo check fmt test crash bench docs clean
@@ -31,7 +35,7 @@ fmt: $(VENV)/.ready
 	$(BIN)/ruff format
 
 test: $(VENV)/.ready
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest --numprocesses 2 $(ARGS)
 
 crash: $(VENV)/.ready
 	$(BIN)/pytest tests/crash $(ARGS)

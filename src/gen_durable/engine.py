@@ -270,8 +270,8 @@ class Engine(Client):
     async def stop(self) -> None:
         """Drains: no more claims, running steps get ``drain_timeout`` seconds, the rest goes back at once; then closes.
 
-        Safe to call twice; a second call while the first drains cancels what still runs. When the database is away, what
-        can't be given back is left to the lease.
+        Safe to call twice; a second call while the first drains cancels what still runs. When the database is away,
+        what can't be given back is left to the lease.
         """
         self._stopping = True
         life = self._life

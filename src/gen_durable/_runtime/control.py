@@ -11,8 +11,10 @@ import logging
 import os
 import secrets
 import socket
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -66,6 +68,8 @@ class Control:
         self.listening = False
         self._locked = False
         self._link: Link | None = None
+        self._answered = True
+        self._loop_thread = threading.get_ident()
 
     async def start(self) -> int:
         """Registers; answers with the worker's id."""
@@ -191,7 +195,25 @@ class Control:
                 next_beat = time.monotonic() + 1.0
                 await self._hear(link, 1.0)
 
+    def _check_loop(self) -> None:
+        """Says so when the worker's event loop has not answered since the last heartbeat, and where it stands."""
+        if self._answered is False:
+            frame = sys._current_frames().get(self._loop_thread)
+            place = "".join(traceback.format_stack(frame, limit=8)) if frame is not None else "unknown\n"
+            log.warning(
+                "the event loop has not run for %g s: something blocks it (a step that should be a plain `def`, "
+                "to run in a thread?). It stands at:\n%s",
+                self._settings.heartbeat,
+                place,
+            )
+        self._answered = False
+        self._report(self._answer)
+
+    def _answer(self) -> None:
+        self._answered = True
+
     async def _beat(self, link: Link) -> bool:
+        self._check_loop()
         if link.own_session and not self._locked and link.connection is not None:
             rows = await link.fetch(self._sql["workers/relock"].bind(worker=self.worker))
             self._locked = rows[0][0]

@@ -25,9 +25,9 @@ class Held:
 
     __slots__ = (
         "attempt",
+        "buffered_at",
         "chain_since",
         "chain_steps",
-        "buffered_at",
         "crashes",
         "due_at",
         "id",

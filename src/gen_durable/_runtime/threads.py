@@ -42,6 +42,12 @@ class DaemonThreads(Executor):
             if future.set_running_or_notify_cancel():
                 try:
                     result = fn(*args)
+                except StopIteration as error:
+                    # A future of asyncio can't hold one, and would never end; a coroutine turns it into the same.
+                    raised = RuntimeError("the function raised StopIteration")
+                    raised.__cause__ = error
+                    future.set_exception(raised)
+                    del raised, error
                 except BaseException as error:  # noqa: BLE001  # it belongs to whoever waits for the future
                     future.set_exception(error)
                 else:

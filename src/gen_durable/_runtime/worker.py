@@ -83,6 +83,7 @@ class Worker(Listener):
             for spec in settings.machines
             if spec.queue in settings.queues
         }
+        await self._service_link.fetch(self._sql["queues/ensure"].bind(queues=sorted(settings.queues)))
         if own:
             await drive(ensure_lanes(self._sql, own), self._service_link.fetch)
         self._control = Control(settings, self._url, self._sql, self._hooks, self)

@@ -1,0 +1,118 @@
+"""Options and parameter types that several commands share, and the client that they open."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import rich_click as click
+
+if TYPE_CHECKING:
+    from gen_durable import Engine
+
+__all__ = [
+    "DEBUG",
+    "database_options",
+    "debug_option",
+    "json_option",
+    "note_development",
+    "open_client",
+    "queue_sizes",
+    "run",
+    "seconds",
+    "url_option",
+]
+
+DEBUG = "gen_durable.debug"
+
+_DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([smhd]?)", re.ASCII)
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+T = TypeVar("T")
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _set_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.meta[DEBUG] = True  # shared by all contexts of one run
+
+
+debug_option = click.option(
+    "--debug", is_flag=True, expose_value=False, callback=_set_debug, help="Show the traceback of an error."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Write one JSON document to stdout.")
+url_option = click.option(
+    "--database-url",
+    metavar="URL",
+    help="The database; by default GEN_DURABLE_DATABASE_URL, then DATABASE_URL, then the development server.",
+)
+
+
+def database_options(command: Command) -> Command:
+    """Adds ``--database-url`` and ``--schema``."""
+    schema = click.option("--schema", default="gen_durable", show_default=True, help="The Postgres schema.")
+    return url_option(schema(command))
+
+
+def seconds(value: str) -> float:
+    """A duration as seconds: ``90``, ``1.5``, ``30s``, ``10m``, ``2h``, ``1d``."""
+    found = _DURATION.fullmatch(value.strip())
+    if found is None:
+        raise click.BadParameter(f"{value!r} is not a duration: use seconds, or a number with s, m, h or d, like 10m")
+    return float(found[1]) * _UNITS[found[2]]
+
+
+def queue_sizes(value: str) -> dict[str, int]:
+    """Queues with their sizes, ``default=50,email=5``, as a dict."""
+    queues: dict[str, int] = {}
+    for part in value.split(","):
+        name, _, size = (piece.strip() for piece in part.rpartition("="))
+        if not name or not size.isascii() or not size.isdigit() or int(size) < 1:
+            raise click.BadParameter(f"{part!r}: give each queue as name=n, for n steps at once: default=50,email=5")
+        if name in queues:
+            raise click.BadParameter(f"the queue {name!r} is given twice")
+        queues[name] = int(size)
+    return queues
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Runs a command's asynchronous part."""
+    import asyncio
+
+    return asyncio.run(work)
+
+
+def _development(url: str | None) -> bool:
+    from gen_durable.config import database_url_from_environment
+
+    return url is None and database_url_from_environment() is None
+
+
+def note_development(url: str | None) -> None:
+    """Says on stderr that the development server is used, for commands that write: nobody should miss it."""
+    if _development(url):
+        from gen_durable import embedded
+
+        click.echo(f"Using the development server in {embedded.status().path}", err=True)
+
+
+@contextlib.asynccontextmanager
+async def open_client(url: str | None, schema: str) -> AsyncIterator[Engine]:
+    """A client without machines: enough to read and to steer.
+
+    Raises:
+        ConfigurationError: there is neither a URL nor a development server: a new one would only be empty.
+    """
+    from gen_durable import Engine, embedded
+    from gen_durable.errors import ConfigurationError
+
+    if _development(url) and not embedded.status().path.exists():
+        raise ConfigurationError(
+            "no database: give --database-url, set GEN_DURABLE_DATABASE_URL or DATABASE_URL, "
+            "or start the development server here with `gen-durable dev start`"
+        )
+    engine = Engine(url, schema=schema, name="gen-durable", queues={}, pool_size=1)
+    async with engine.client():
+        yield engine

@@ -1,0 +1,63 @@
+"""``gen-durable queues``."""
+
+from __future__ import annotations
+
+import rich_click as click
+
+from gen_durable.cli._options import database_options, debug_option, json_option, open_client, run
+from gen_durable.cli._output import table, write_json
+
+__all__ = ["queues"]
+
+COLUMNS = ("runnable", "executing", "awaiting_signal", "awaiting_children", "blocked", "done", "failed", "cancelled")
+
+
+@click.group(invoke_without_command=True)
+@database_options
+@json_option
+@debug_option
+@click.pass_context
+def queues(ctx: click.Context, database_url: str | None, schema: str, as_json: bool) -> None:
+    """Show how many instances each queue has, or pause and resume a queue."""
+    if ctx.invoked_subcommand is None:
+        run(_counts(database_url, schema, as_json))
+
+
+async def _counts(database_url: str | None, schema: str, as_json: bool) -> None:
+    async with open_client(database_url, schema) as engine:
+        counts = await engine.counts()
+    counts.sort(key=lambda count: (count.queue, count.machine, count.version, COLUMNS.index(count.status)))
+    if as_json:
+        write_json({"counts": counts})
+        return
+    lines: dict[tuple[str, str, int], dict[str, int]] = {}
+    for count in counts:
+        lines.setdefault((count.queue, count.machine, count.version), {})[count.status] = count.count
+    used = [name for name in COLUMNS if any(line.get(name) for line in lines.values())]
+    rows = [[*place, *(line.get(name, 0) for name in used)] for place, line in lines.items()]
+    table(("queue", "machine", "version", *used), rows, empty="there are no instances")
+
+
+@queues.command
+@click.argument("name", help="The queue.")
+@database_options
+@debug_option
+def pause(name: str, database_url: str | None, schema: str) -> None:
+    """Stop claims from a queue in the whole cluster; steps that run go on to their end."""
+    run(_set_paused(name, database_url, schema, True))
+    click.echo(f"{name}: paused")
+
+
+@queues.command
+@click.argument("name", help="The queue.")
+@database_options
+@debug_option
+def resume(name: str, database_url: str | None, schema: str) -> None:
+    """Let a paused queue go on."""
+    run(_set_paused(name, database_url, schema, False))
+    click.echo(f"{name}: runs")
+
+
+async def _set_paused(name: str, database_url: str | None, schema: str, paused: bool) -> None:
+    async with open_client(database_url, schema) as engine:
+        await (engine.pause_queue(name) if paused else engine.resume_queue(name))

@@ -1,0 +1,138 @@
+"""``gen-durable worker``: one worker process, or a supervisor of several."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import rich_click as click
+
+from gen_durable.cli._options import queue_sizes, debug_option, url_option
+from gen_durable.cli._target import load_engine, reconfigure
+
+if TYPE_CHECKING:
+    from gen_durable import Engine
+
+__all__ = ["worker"]
+
+ORPHAN_MARGIN = 30.0
+
+
+@click.command
+@click.argument("target", metavar="MODULE:ENGINE", help="The engine, like app:engine.")
+@click.option("--processes", type=click.IntRange(1, 1000), default=1, show_default=True, help="How many processes.")
+@click.option(
+    "--queues",
+    type=queue_sizes,
+    metavar="NAME=N,...",
+    help="Run these queues instead of the engine's: default=50,email=5.",
+)
+@url_option
+@click.option("--embedded", is_flag=True, help="Use the development server, although this is a worker.")
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    help="What goes to stderr, unless the module sets up logging itself.",
+)
+@click.option("--leash", type=int, hidden=True, help="The supervisor's end of this process (internal).")
+@debug_option
+@click.pass_context
+def worker(
+    ctx: click.Context,
+    target: str,
+    processes: int,
+    queues: dict[str, int] | None,
+    database_url: str | None,
+    embedded: bool,
+    log_level: str,
+    leash: int | None,
+) -> None:
+    """Run a worker until SIGTERM or SIGINT, then drain: running steps finish, the rest goes back.
+
+    A second signal cancels what still runs. With several processes a supervisor replaces those that die, hands the
+    signals on (a third one kills), and ends with an error when they keep dying at once.
+    """
+    if embedded and database_url is not None:
+        raise click.UsageError("--embedded and --database-url: give one of them")
+    if processes > 1:
+        ctx.exit(_supervise(ctx, target, processes))
+    loaded = _hold(leash) if leash is not None else lambda _: None
+    engine = load_engine(target)
+    changes: dict[str, Any] = {"queues": queues, "url": database_url, "embedded": embedded or None}
+    if database_url is not None:
+        changes["embedded"] = False
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if changes:
+        reconfigure(engine, **changes)
+    _log(log_level)
+    loaded(engine.settings.drain_timeout)
+    _run(engine)
+
+
+def _log(level: str) -> None:
+    """Sends the log to stderr, unless the user's module has set up logging."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s [%(process)d] %(name)s: %(message)s")
+    logger = logging.getLogger("gen_durable")
+    if logger.level == logging.NOTSET:
+        logger.setLevel(level.upper())
+
+
+def _run(engine: Engine) -> None:
+    import asyncio
+
+    try:
+        from uvloop import new_event_loop
+    except ImportError:
+        asyncio.run(engine.run())
+        return
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(engine.run())
+
+
+def _supervise(ctx: click.Context, target: str, processes: int) -> int:
+    import asyncio
+
+    from gen_durable.cli.supervisor import Supervisor
+
+    command = [sys.executable, "-m", "gen_durable", "worker", target, "--log-level", ctx.params["log_level"]]
+    if ctx.params["queues"]:
+        command += ["--queues", ",".join(f"{name}={size}" for name, size in ctx.params["queues"].items())]
+    if ctx.params["database_url"] is not None:
+        command += ["--database-url", ctx.params["database_url"]]
+    if ctx.params["embedded"]:
+        command.append("--embedded")
+    return asyncio.run(Supervisor(command, processes).run())
+
+
+def _hold(fd: int) -> Callable[[float], None]:
+    """Ties this process to its supervisor: when that one is gone, however it ended, this one drains and ends.
+
+    The answer is called with the drain's timeout when the engine is loaded.
+    """
+    os.set_inheritable(fd, False)
+    end = socket.socket(fileno=fd)
+    patience = 0.0
+
+    def watch() -> None:
+        while end.recv(1):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(patience + ORPHAN_MARGIN)  # an event loop that is blocked for good would never drain
+        os._exit(1)
+
+    def loaded(drain_timeout: float) -> None:
+        nonlocal patience
+        patience = drain_timeout
+        end.send(b"+")
+
+    threading.Thread(target=watch, name="gen_durable leash", daemon=True).start()
+    return loaded
