@@ -105,6 +105,11 @@ class Model(pydantic.BaseModel):
         return self.id * 2
 
 
+class Swapped(pydantic.BaseModel):
+    a: int = pydantic.Field(alias="b")
+    b: int = pydantic.Field(alias="a")
+
+
 class Loose(pydantic.BaseModel):
     ratio: float | None
 
@@ -190,6 +195,7 @@ FIELDS: list[tuple[Any, Any]] = [
     (Model, Model(theId=1, inner=INNER, tags={"x"})),
     (list[Model] | None, [Model(theId=1, inner=INNER)]),
     (dict[str, Inner], {"a": INNER}),
+    (Swapped, Swapped(a=1, b=2)),
     (Roots, Roots([Decimal("1.10")])),
     (Checked, Checked(count=1, inner=INNER)),
     (Row, {"id": 1, "when": date(2024, 1, 1)}),
@@ -421,6 +427,7 @@ def test_build_refuses_unknown_and_missing_fields() -> None:
 
 def test_decode_fills_missing_fields_and_ignores_unknown_keys() -> None:
     codec = StateCodec("Shop", {"a": int, "tags": list[int]}, {"tags": list})
+    assert StateCodec("Shop", {"a": int, "b": int}, {"a": int, "b": int}).decode(b'{"a": 7}') == {"a": 7, "b": 0}
     first, second = codec.decode(b'{"a": 1, "gone": {"x": 1}}'), codec.decode(b'{"a": 1}')
     assert first == second == {"a": 1, "tags": []}
     assert first["tags"] is not second["tags"]

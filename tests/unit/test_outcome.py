@@ -58,7 +58,7 @@ def test_the_message_for_a_non_step_shows_it_and_the_mend() -> None:
 
 def test_a_called_step_is_named_and_closed() -> None:
     """The coroutine of ``Next(self.ship(ctx))`` is closed, so nothing warns that it was never awaited."""
-    with pytest.raises(InvalidArgument, match="give the method itself, self.ship, without calling it"):
+    with pytest.raises(InvalidArgument, match=r"give the method itself, self\.ship, without calling it"):
         Next(Shop().ship(None))  # type: ignore[arg-type]
 
 
@@ -99,7 +99,7 @@ class TestDelays:
             (-(10**400), "must be 0 or more seconds"),
             (math.nan, "must be 0 or more seconds, not nan"),
             (math.inf, "must be at most 100 years"),
-            (10**400, "must be at most 100 years"),
+            (10**5000, r"must be at most 100 years .*, not a value \(int\)"),
             (MAX_SECONDS * 1.01, "must be at most 100 years"),
             (timedelta.max, "must be at most 100 years"),
             ("5", r"must be seconds \(a number\) or a timedelta, not '5' \(str\)"),
@@ -116,7 +116,7 @@ class TestDelays:
 def test_none_is_a_delay_of_next_only() -> None:
     assert Next("ship", delay=None).delay is None
     assert Retry().delay == 0.0
-    with pytest.raises(InvalidArgument, match="Retry: delay must be seconds .*, not None$"):
+    with pytest.raises(InvalidArgument, match=r"Retry: delay must be seconds .*, not None$"):
         Retry(None)  # type: ignore[arg-type]
 
 
@@ -127,7 +127,7 @@ def test_priorities(priority: int) -> None:
 
 @pytest.mark.parametrize("priority", [-32769, 32768, 1.0, True, "1", None])
 def test_bad_priorities(priority: Any) -> None:
-    with pytest.raises(InvalidArgument, match="Next: priority must be .*-32768 to 32767"):
+    with pytest.raises(InvalidArgument, match=r"Next: priority must be .*-32768 to 32767"):
         Next("ship", priority=priority)
 
 

@@ -42,14 +42,8 @@ class DaemonThreads(Executor):
             if future.set_running_or_notify_cancel():
                 try:
                     result = fn(*args)
-                except StopIteration as error:
-                    # A future of asyncio can't hold one, and would never end; a coroutine turns it into the same.
-                    raised = RuntimeError("the function raised StopIteration")
-                    raised.__cause__ = error
-                    future.set_exception(raised)
-                    del raised, error
                 except BaseException as error:  # noqa: BLE001  # it belongs to whoever waits for the future
-                    future.set_exception(error)
+                    future.set_exception(_storable(error))
                 else:
                     future.set_result(result)
             del item, future, fn, args
@@ -59,3 +53,12 @@ class DaemonThreads(Executor):
         """Lets idle threads end; those at work end with their step or with the process."""
         for _ in range(self._count):
             self._work.put(None)
+
+
+def _storable(error: BaseException) -> BaseException:
+    """A future of asyncio can't hold a StopIteration, and would never end; a coroutine turns it into the same."""
+    if not isinstance(error, StopIteration):
+        return error
+    raised = RuntimeError("the step raised StopIteration")
+    raised.__cause__ = error
+    return raised
