@@ -24,7 +24,7 @@ from gen_durable.context import Context
 from gen_durable.errors import InvalidOutcome, InvalidState, StateDecodeError
 from gen_durable.events import Hooks, StepEvent, emit
 from gen_durable.machine import MachineSpec, StepSpec
-from gen_durable.outcome import KEEP, Cancel, Done, Next, Retry, RetryAfter, Sleep, Stop
+from gen_durable.outcome import KEEP, Cancel, Done, Next, Outcome, Retry, RetryAfter, Sleep, Stop
 from gen_durable.status import Status, TransitionKind
 
 __all__ = ["Executor", "Outbox"]
@@ -91,16 +91,12 @@ class Executor:
             return
         try:
             subject, returned = await self._call(held, step, values)
-            record = await self._settle(held, subject, Done(returned) if step.returns_result else returned)
-        except asyncio.CancelledError as cancelled:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise  # the worker's own: drain or death
-            error = cancelled
-            record = await self._failed(held, step, cancelled)
+            record = await self._settle(held, subject, _outcome(held, step, returned))
         except (KeyboardInterrupt, GeneratorExit):
             raise
         except BaseException as raised:  # noqa: BLE001  # whatever a step raises is its outcome
+            if held.queue.cancelled and isinstance(raised, asyncio.CancelledError):
+                raise  # the worker's own: drain or death
             error = raised
             record = await self._failed(held, step, raised)
         self._hand_over(held, record, started, error)
@@ -119,11 +115,14 @@ class Executor:
         limit = asyncio.timeout(step.timeout)
         try:
             async with limit:
-                return subject, await self._await(held, step.is_async, call)
+                returned = await self._await(held, step.is_async, call)
+            if limit.expired():
+                raise TimeoutError("it went on when it was cancelled")
         except TimeoutError as error:
             if limit.expired():
                 raise TimeoutError(f"step {held.step!r} ran longer than its timeout of {step.timeout:g} s") from error
             raise
+        return subject, returned
 
     async def _await(self, held: Held, is_async: bool, call: Callable[[], Any]) -> Any:
         if is_async:
@@ -229,9 +228,13 @@ class Executor:
         if held.spec.on_error is not None and not isinstance(error, RetryAfter):
             try:
                 return await self._ask_machine(held, error)
-            except asyncio.CancelledError:
+            except (KeyboardInterrupt, GeneratorExit):
                 raise
-            except Exception as second:  # noqa: BLE001  # a handler that fails ends the instance: no loop
+            except BaseException as second:  # noqa: BLE001  # a handler that fails ends the instance: no loop
+                if held.queue.cancelled and isinstance(second, asyncio.CancelledError):
+                    raise  # the worker's own: drain or death
+                if isinstance(second, Cancel):
+                    return self._end(held, Status.CANCELLED, TransitionKind.CANCELLED, second)
                 if second is not error:  # the same error again: the handler leaves it to the policy
                     return self._end(held, Status.FAILED, TransitionKind.FAILED, second)
         return self._follow_policy(held, step, error)
@@ -247,8 +250,11 @@ class Executor:
         else:
             returned = await self._await(held, False, functools.partial(handler, subject, error, ctx))
         record = await self._settle(held, subject, returned)
-        if record.error is None and record.op == BACK:
-            record.error = error_json(error)
+        stored = error_json(error)
+        if record.error is None:
+            record.error = stored
+        elif "traceback" in stored:
+            record.error["traceback"] = stored["traceback"]  # of what made the handler stop
         return record
 
     def _follow_policy(self, held: Held, step: StepSpec, error: BaseException) -> Record:
@@ -315,6 +321,23 @@ class Executor:
 
     def _max_crashes(self, spec: MachineSpec) -> int:
         return self._settings.max_crashes if spec.max_crashes is None else spec.max_crashes
+
+
+def _outcome(held: Held, step: StepSpec, returned: Any) -> Any:
+    """What a step returned as an outcome: a job returns its result."""
+    name = f"{held.spec.name}.{held.step}" if not step.is_function else held.spec.name
+    if inspect.iscoroutine(returned):
+        shown = _shown(returned)
+        returned.close()
+        raise InvalidOutcome(f"{name} returned {shown}, which nobody awaited; return await ... instead")
+    if not step.returns_result:
+        return returned
+    if isinstance(returned, Outcome):
+        raise InvalidOutcome(
+            f"{name} returned {_shown(returned)}, but a job returns its result; to end it otherwise, "
+            "raise Cancel, RetryAfter or an error, or make it a Machine"
+        )
+    return Done(returned)
 
 
 def _shown(value: object) -> str:
