@@ -4,13 +4,16 @@
 --   queue ("pool", a number of the worker's own) that each belongs to, how many rows that queue has room for, and
 --   whether the lane is the only one of its pool (then its rows need no merging).
 -- Locks: the picked rows FOR NO KEY UPDATE SKIP LOCKED, in index order; it never waits for a row.
--- Index: instances_ready, once per lane; rows that are not due, parked, blocked, executing or terminal are not in it.
+-- Index: instances_ready, once per lane; rows that are not due, parked, blocked, executing or terminal are not in it;
+--   workers' primary key.
 -- Guard: SKIP LOCKED under the status filter: of two workers that race for a row one gets it, the other passes by. The
---   new rev is the claim's fencing token.
+--   new rev is the claim's fencing token. A worker that is not in the workers table gets nothing: one that was declared
+--   dead and has not heard of it would lose each row to the reaper again, at the price of a crash.
 WITH want AS MATERIALIZED (
     SELECT w.lane, w.pool, w.room, w.solo
     FROM jsonb_to_recordset(%(wants)s::jsonb) AS w (lane int, pool int, room int, solo boolean)
     JOIN {schema}.lanes l ON l.id = w.lane AND NOT l.paused
+    WHERE EXISTS (SELECT 1 FROM {schema}.workers k WHERE k.id = %(worker)s::int)
 ),
 peek AS (
     -- Where a queue has several lanes: look, without locks, how its next rows spread over them.
