@@ -94,7 +94,7 @@ class Executor:
             record = await self._settle(held, subject, _outcome(held, step, returned))
         except (KeyboardInterrupt, GeneratorExit):
             raise
-        except BaseException as raised:  # noqa: BLE001  # whatever a step raises is its outcome
+        except BaseException as raised:  # whatever a step raises is its outcome
             if held.queue.cancelled and isinstance(raised, asyncio.CancelledError):
                 raise  # the worker's own: drain or death
             error = raised
@@ -230,7 +230,7 @@ class Executor:
                 return await self._ask_machine(held, error)
             except (KeyboardInterrupt, GeneratorExit):
                 raise
-            except BaseException as second:  # noqa: BLE001  # a handler that fails ends the instance: no loop
+            except BaseException as second:  # a handler that fails ends the instance: no loop
                 if held.queue.cancelled and isinstance(second, asyncio.CancelledError):
                     raise  # the worker's own: drain or death
                 if isinstance(second, Cancel):

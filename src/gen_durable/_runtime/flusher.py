@@ -25,7 +25,12 @@ log = logging.getLogger("gen_durable")
 
 BATCH = 1000
 LONGEST_PAUSE = 5.0
-_REFUSALS = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded)
+_REFUSALS = (
+    psycopg.DataError,
+    psycopg.IntegrityError,
+    psycopg.errors.ProgramLimitExceeded,
+    psycopg.errors.StatementTooComplex,  # nested too deep
+)
 
 Entry = tuple[Held, Record]
 Fence = tuple[int, int]  # id and the rev that the claim holds

@@ -104,6 +104,7 @@ class LocalQueue:
         self.on_room: Callable[[], None] = lambda: None
         self.on_crash: Callable[[BaseException], None] = lambda error: None
         self.closed = False  # drain: what is buffered is not started any more
+        self.cancelled = False  # what runs is cancelled too
 
     @property
     def load(self) -> int:
@@ -135,9 +136,13 @@ class LocalQueue:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self.on_crash(error)
+        else:
+            self.wake_one()
 
     async def _execute(self) -> None:
         buffer = self.buffer
+        task = asyncio.current_task()
+        assert task is not None
         while True:
             until = time.monotonic() + SLICE
             while buffer and not self.closed:
@@ -148,6 +153,8 @@ class LocalQueue:
                     await self._run(held)
                 finally:
                     self.running -= 1
+                if task.cancelling():
+                    return  # it was cancelled and went on, or its step cancelled it: another takes its place
                 if not self.empty and (not buffer or self.load * 2 <= self.concurrency + self.ahead):
                     self.on_room()
                 if time.monotonic() > until:
@@ -159,6 +166,7 @@ class LocalQueue:
 
     def cancel(self) -> None:
         """Cancels every executor, and so the steps that they run."""
+        self.cancelled = True
         for task in self._tasks:
             task.cancel()
 

@@ -22,7 +22,7 @@ WITH o AS MATERIALIZED (
 ),
 went_on AS (
     UPDATE {schema}.instances i
-    SET step = o.step, state = coalesce(o.state, i.state), rev = i.rev + 1, attempt = 0, crashes = 0, error = NULL,
+    SET step = o.step, state = coalesce(o.state, i.state), rev = i.rev + 1, attempt = 0, crashes = 0, error = o.error,
         updated_at = {clock}
     FROM o
     WHERE o.op = 0 AND i.id = o.id AND i.rev = o.rev AND i.worker = %(worker)s::int
@@ -54,7 +54,7 @@ buried AS (
     SELECT e.id, e.rev, e.inserted_at, {clock}, x.expires_at,
         CASE WHEN e.keep BETWEEN 86400 AND 2678400 THEN (x.expires_at AT TIME ZONE 'UTC')::date ELSE 'infinity' END,
         e.lane, %(worker)s::int, e.tried, e.crashes,
-        e.status, e.priority, e.ran, e.key, e.state, e.result, e.error
+        e.status, e.priority, e.ran, e.key, e.state, e.result, CASE WHEN e.status > 6 THEN e.error END
     FROM ended e
     CROSS JOIN LATERAL (
         SELECT coalesce({clock} + make_interval(secs => e.keep), 'infinity') AS expires_at

@@ -1,0 +1,343 @@
+"""The command line against a database: every command as a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from gen_durable import Engine
+
+APP = """
+import os
+from gen_durable import Cancel, Context, Done, Engine, Machine, Next, job, step
+
+@job
+async def double(n: int) -> int:
+    return n * 2
+
+@job(queue="email")
+async def mail(to: str, text: str = "hello") -> str:
+    return f"{to}: {text}"
+
+@job
+async def refuse() -> None:
+    raise Cancel("not today")
+
+class Order(Machine):
+    order: int
+
+    @step
+    async def first(self, ctx: Context) -> Next:
+        # The engine that the worker runs is the one that the module holds, whatever the command line changed.
+        await engine.insert(double.bind(n=self.order), key=f"child:{self.order}")
+        return Next(self.second)
+
+    @step
+    async def second(self, ctx: Context) -> Done:
+        return Done({"order": self.order})
+
+engine = Engine(machines=[double, mail, refuse, Order], schema=os.environ["APP_SCHEMA"])
+"""
+
+
+class Shell:
+    """Runs ``gen-durable`` in a folder that has the module ``app``."""
+
+    def __init__(self, folder: Path, url: str, schema: str) -> None:
+        (folder / "app.py").write_text(APP)
+        self.folder = folder
+        self.schema = schema
+        self.env = {**os.environ, "GEN_DURABLE_DATABASE_URL": url, "APP_SCHEMA": schema}
+
+    def command(self, *args: str) -> list[str]:
+        reads = args[0] in ("show", "list", "workers", "queues", "migrate") and "--schema" not in args
+        return [sys.executable, "-m", "gen_durable", *args, *(("--schema", self.schema) if reads else ())]
+
+    def run(self, *args: str, code: int = 0, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            self.command(*args),
+            cwd=self.folder,
+            env=self.env,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        return done
+
+    def json(self, *args: str, **options: Any) -> Any:
+        return json.loads(self.run(*args, "--json", **options).stdout)
+
+
+@pytest.fixture
+def shell(tmp_path: Path, database_url: str, migrated: str) -> Shell:
+    return Shell(tmp_path, database_url, migrated)
+
+
+@pytest.fixture
+def worker(shell: Shell) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts worker processes; what still runs at the end is killed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*args: str) -> subprocess.Popen[str]:
+        started.append(
+            subprocess.Popen(
+                shell.command("worker", "app:engine", *args),
+                cwd=shell.folder,
+                env=shell.env,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+        return started[-1]
+
+    yield start
+    for process in started:
+        with process:
+            process.kill()
+
+
+# Migrate ------------------------------------------------------------------------------------------
+
+
+def test_migrate_says_what_ran_then_that_nothing_is_left(tmp_path: Path, database_url: str, schema: str) -> None:
+    shell = Shell(tmp_path, database_url, schema)
+    refused = shell.run("list", code=3)
+    assert f"gen-durable migrate --schema {schema}" in refused.stderr
+    assert shell.json("migrate")["migrations"]
+    assert shell.run("migrate").stdout == f"{schema}: nothing to do\n"
+    assert shell.json("migrate") == {"schema": schema, "migrations": []}
+    assert shell.json("list") == {"items": [], "next": None}
+
+
+async def test_the_printed_sql_makes_a_schema_that_the_engine_takes(
+    tmp_path: Path, database_url: str, schema: str
+) -> None:
+    script = Shell(tmp_path, "", schema).run("migrate", "--sql").stdout
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("SET client_min_messages = error")
+        connection.execute(script.encode())
+    engine = Engine(database_url, schema=schema, name=schema, queues={})
+    async with engine.client():
+        assert (await engine.list()).items == []
+    assert await engine.migrate() == []
+
+
+def test_the_url_of_the_command_line_comes_first(shell: Shell, database_url: str) -> None:
+    shell.env["GEN_DURABLE_DATABASE_URL"] = "postgresql://nobody@127.0.0.1:1/nothing"
+    shell.run("list", code=3)
+    shell.run("list", "--database-url", database_url)
+    shell.run("insert", "app:engine", "double", '{"n": 1}', code=3)
+    shell.run("insert", "app:engine", "double", '{"n": 1}', "--database-url", database_url)
+    del shell.env["GEN_DURABLE_DATABASE_URL"]
+    shell.env["DATABASE_URL"] = database_url
+    assert len(shell.json("list")["items"]) == 1
+
+
+# Insert -------------------------------------------------------------------------------------------
+
+
+def test_insert_with_every_option(shell: Shell) -> None:
+    made = shell.json(
+        *("insert", "app:engine", "mail", '{"to": "anna"}', "--key", "mail:1", "--queue", "default"),
+        *("--priority", "7", "--at", "2031-01-31T09:00:00+01:00"),
+    )
+    assert made["key"] == "mail:1"
+    found = shell.json("show", str(made["id"]))
+    assert found["state"] == {"to": "anna", "text": "hello"}
+    assert (found["queue"], found["priority"], found["due_at"]) == ("default", 7, "2031-01-31T08:00:00Z")
+    assert shell.json("show", "mail:1") == found
+
+
+def test_insert_reads_stdin_and_prints_the_id(shell: Shell) -> None:
+    done = shell.run("insert", "app:engine", "double", "-", "--delay", "1h", stdin='{"n": 4}')
+    found = shell.json("show", done.stdout.strip())
+    assert found["state"] == {"n": 4}
+    assert found["status"] == "runnable"
+
+
+def test_a_taken_key_fails_or_gives_the_existing_one(shell: Shell) -> None:
+    """R16 by the command line."""
+    first = shell.json("insert", "app:engine", "double", '{"n": 1}', "--key", "a")
+    refused = shell.run("insert", "app:engine", "double", '{"n": 2}', "--key", "a", code=1)
+    assert str(first["id"]) in refused.stderr
+    again = shell.json("insert", "app:engine", "double", '{"n": 2}', "--key", "a", "--on-conflict", "existing")
+    assert again["id"] == first["id"]
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["double", '{"n": "x"}'], "'n'"),
+        (["double", "{}"], "'n' is missing"),
+        (["double", '{"n": 1, "m": 2}'], "'m'"),
+        (["double", "[1]"], "must be an object"),
+        (["double", '{"n": 1'], "can't be read"),
+        (["double", '{"n": 1}', "--queue", "nope"], "'nope'"),
+        (["double", '{"n": 1}', "--priority", "99999"], "priority"),
+        (["double", '{"n": 1}', "--at", "2031-01-31T09:00:00"], "time zone"),
+        (["double", '{"n": 1}', "--at", "2031-01-31T09:00:00Z", "--delay", "5"], "one of them"),
+        (["triple", "{}"], "'triple'"),
+    ],
+)
+def test_wrong_input_ends_with_2_and_inserts_nothing(shell: Shell, args: list[str], said: str) -> None:
+    done = shell.run("insert", "app:engine", *args, code=2)
+    assert said in done.stderr
+    assert done.stdout == ""
+    assert shell.json("list")["items"] == []
+
+
+def test_insert_many_from_a_file_and_again(shell: Shell) -> None:
+    lines = shell.folder / "many.jsonl"
+    lines.write_text("".join(f'{{"n": {n}}}\n\n' for n in range(4100)))
+    args = ("insert", "app:engine", "double", "--many", "many.jsonl", "--key", "n:{n}", "--priority", "3")
+    assert shell.json(*args) == {"machine": "double", "inserted": 4100, "duplicates": 0}
+    assert shell.json("show", "n:4099")["priority"] == 3
+    lines.write_text('{"n": 1}\n{"n": 4100}\n')
+    assert shell.json(*args, code=1) == {"machine": "double", "inserted": 1, "duplicates": 1}
+    assert shell.json(*args, "--on-conflict", "existing") == {"machine": "double", "inserted": 0, "duplicates": 2}
+
+
+@pytest.mark.parametrize("line", ['{"n": "x"}', '{"n": 1', "[]", '{"n": 1, "m": 1}'])
+def test_a_wrong_line_is_named_and_nothing_is_inserted(shell: Shell, line: str) -> None:
+    stdin = '{"n": 1}\n' * 5000 + line
+    done = shell.run("insert", "app:engine", "double", "--many", "-", code=2, stdin=stdin)
+    assert "line 5001" in done.stderr
+    assert shell.json("list")["items"] == []
+
+
+def test_a_key_that_can_not_be_filled_is_named(shell: Shell) -> None:
+    done = shell.run("insert", "app:engine", "double", "--many", "-", "--key", "{x}", code=2, stdin='{"n": 1}')
+    assert "line 1" in done.stderr
+    assert "{x}" in done.stderr
+    shell.run("insert", "app:engine", "double", "--many", "no_such_file", code=2)
+
+
+# Worker, show, list -------------------------------------------------------------------------------
+
+
+async def test_a_worker_runs_what_was_inserted_and_drains(
+    shell: Shell, worker: Callable[..., subprocess.Popen[str]], database_url: str
+) -> None:
+    """R26: SIGTERM drains, exit code 0. Other queues by option; the module's own engine is the one that runs."""
+    order = shell.json("insert", "app:engine", "Order", '{"order": 5}', "--key", "order:5")
+    letter = shell.json("insert", "app:engine", "mail", '{"to": "anna"}')
+    shell.run("insert", "app:engine", "refuse", "--key", "refused")
+    process = worker("--queues", "default=2,email=1")
+    client = Engine(database_url, schema=shell.schema, name=shell.schema, queues={})
+    async with client.client():
+        assert await client.result("order:5", timeout=30) == {"order": 5}
+        assert await client.result("child:5", timeout=30) == 10
+        assert await client.result(letter["id"], timeout=30) == "anna: hello"
+        await client.list()
+        (known,) = shell.json("workers")["workers"]
+    assert known["queues"] == {"default": 2, "email": 1}
+    assert known["pid"] == process.pid
+    assert str(process.pid) in shell.run("workers").stdout
+
+    shown = shell.run("show", "order:5", "--history").stdout
+    assert "status    done" in shown
+    assert '{"order": 5}' in shown
+    assert [line.split()[3] for line in shown.partition("SEQ")[2].splitlines()[1:]] == ["next", "done"]
+    history = shell.json("show", str(order["id"]), "--history")["history"]
+    assert [(one["step"], one["outcome"]) for one in history] == [("first", "next"), ("second", "done")]
+    assert "not today" in shell.run("show", "refused").stdout
+
+    process.send_signal(signal.SIGTERM)
+    _, log = process.communicate(timeout=30)
+    assert process.returncode == 0, log
+    assert "drains" in log
+    assert shell.json("workers")["workers"] == []
+
+
+async def test_list_filters_and_pages(shell: Shell) -> None:
+    shell.run("insert", "app:engine", "double", "--many", "-", "--key", "n:{n}", stdin='{"n": 1}\n{"n": 2}\n{"n": 3}')
+    shell.run("insert", "app:engine", "mail", '{"to": "anna"}', "--delay", "1d")
+
+    def ids(*args: str) -> list[str | None]:
+        return [one["key"] for one in shell.json("list", *args)["items"]]
+
+    assert len(ids()) == 4
+    assert len(ids("--status", "runnable", "--status", "done")) == 4
+    assert ids("--status", "done") == []
+    assert ids("--machine", "mail") == ids("--queue", "email") == [None]
+    assert ids("--key-prefix", "n:") == ["n:3", "n:2", "n:1"]
+    page = shell.json("list", "--key-prefix", "n:", "--limit", "2")
+    assert ids("--key-prefix", "n:", "--after", str(page["next"])) == ["n:1"]
+    plain = shell.run("list", "--limit", "2")
+    assert len(plain.stdout.splitlines()) == 3
+    assert "--after" in plain.stderr
+
+
+def test_show_of_what_is_not_there_fails(shell: Shell) -> None:
+    assert "id 99" in shell.run("show", "99", code=1).stderr
+    assert "key '99'" in shell.run("show", "99", "--key", code=1).stderr
+
+
+def test_queues_are_counted_paused_and_resumed(shell: Shell) -> None:
+    shell.run("insert", "app:engine", "double", "--many", "-", stdin='{"n": 1}\n{"n": 2}')
+    (count,) = shell.json("queues")["counts"]
+    assert count == {"queue": "default", "machine": "double", "version": 1, "status": "runnable", "count": 2}
+    assert shell.run("queues").stdout.splitlines()[1].split() == ["default", "double", "1", "2"]
+    assert shell.run("queues", "pause", "default", "--schema", shell.schema).stdout == "default: paused\n"
+    with psycopg.connect(shell.env["GEN_DURABLE_DATABASE_URL"]) as connection:
+        asked = f"SELECT paused FROM {shell.schema}.queues WHERE name = 'default'"
+        assert connection.execute(asked.encode()).fetchone() == (True,)
+        shell.run("queues", "resume", "default", "--schema", shell.schema)
+        connection.rollback()
+        assert connection.execute(asked.encode()).fetchone() == (False,)
+    assert "nope" in shell.run("queues", "pause", "nope", "--schema", shell.schema, code=2).stderr
+
+
+# Development server, demo -------------------------------------------------------------------------
+
+
+def test_the_development_server_by_command(tmp_path: Path) -> None:
+    shell = Shell(tmp_path, "", "gen_durable")
+    path = ("--path", str(tmp_path / "server"))
+    assert shell.json("dev", "status", *path, code=1)["running"] is False
+    shell.run("dev", "url", *path, code=1)
+    try:
+        started = shell.run("dev", "start", *path)
+        url = shell.run("dev", "url", *path).stdout.strip()
+        password = url.partition("postgres:")[2].partition("@")[0]
+        assert password
+        assert password not in started.stdout + started.stderr
+        with psycopg.connect(url) as connection:
+            assert connection.execute("SELECT 1").fetchone() == (1,)
+        assert shell.json("dev", "status", *path)["running"] is True
+    finally:
+        stopped = shell.json("dev", "stop", *path)
+    assert stopped == {"stopped": True}
+    assert shell.json("dev", "stop", *path) == {"stopped": False}
+
+
+def test_commands_that_write_say_that_the_development_server_is_used(tmp_path: Path) -> None:
+    shell = Shell(tmp_path, "", "gen_durable")
+    try:
+        assert "development server" in shell.run("migrate").stderr
+        done = shell.run("insert", "app:engine", "double", '{"n": 1}')
+        assert "development server" in done.stderr
+        assert shell.json("show", done.stdout.strip())["machine"] == "double"
+    finally:
+        shell.run("dev", "stop")
+
+
+def test_the_demo_kills_a_worker_and_loses_nothing(tmp_path: Path) -> None:
+    done = Shell(tmp_path, "", "gen_durable").run("demo", "--orders", "120")
+    assert "kill -9" in done.stdout
+    assert "120 of 120" in done.stdout
+    assert "360 of 360" in done.stdout
+    assert "Nothing was lost" in done.stdout
