@@ -64,8 +64,14 @@ def error_json(error: BaseException) -> dict[str, Any]:
         message = "(its message could not be made)"
     kept = {"type": _clean(name), "message": _clean(message[:MESSAGE_CHARACTERS])}
     if error.__traceback__ is not None or error.__cause__ is not None:
-        kept["traceback"] = _clean("".join(traceback.format_exception(error, limit=-20))[-TRACEBACK_CHARACTERS:])
+        kept["traceback"] = _clean(_cut("".join(traceback.format_exception(error, limit=-20))))
     return kept
+
+
+def _cut(text: str) -> str:
+    """Both ends of a long traceback: a long message must not push the frames out, nor many frames the message."""
+    half = TRACEBACK_CHARACTERS // 2
+    return text if len(text) <= TRACEBACK_CHARACTERS else f"{text[:half]}\n...\n{text[-half:]}"
 
 
 def reason_json(kind: str, reason: str) -> dict[str, Any]:
