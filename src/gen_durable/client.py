@@ -142,7 +142,9 @@ class Client:
         self._waiters: dict[int, set[asyncio.Event]] = {}
         self._local: Any = None  # the worker in this process
         self._told: dict[str, float] = {}
-        self._telling: dict[str, asyncio.Task[None]] = {}
+        self._untold: dict[str, float] = {}
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._telling: set[asyncio.Task[None]] = set()
 
     # Opening --------------------------------------------------------------------------------------
 
@@ -177,9 +179,10 @@ class Client:
         await self._pool.open()
 
     async def _close(self) -> None:
-        for task in list(self._telling.values()):
-            with contextlib.suppress(Exception):
-                await task
+        for queue, timer in list(self._timers.items()):
+            timer.cancel()
+            self._tell_now(queue)
+        await asyncio.gather(*self._telling)
         pool, self._pool = self._pool, None
         if pool is not None:
             await pool.close()
@@ -193,13 +196,15 @@ class Client:
                 f"the engine {self._settings.name!r} is not started: use it inside `async with engine:` "
                 "or `async with engine.client():`"
             )
+        pool = self._pool
         try:
-            async with self._pool.connection() as connection:
-                timer = asyncio.get_running_loop().call_later(self._settings.statement_timeout, cut, connection)
-                try:
-                    return await fetch(connection, request)
-                finally:
-                    timer.cancel()
+            connection = await pool.getconn()
+            timer = asyncio.get_running_loop().call_later(self._settings.statement_timeout, cut, connection)
+            try:
+                return await fetch(connection, request)
+            finally:
+                timer.cancel()
+                await pool.putconn(connection)
         except (PoolTimeout, PoolClosed) as error:
             raise unreachable(self._url, error) from error
         except psycopg.OperationalError as error:
@@ -270,11 +275,15 @@ class Client:
             row.lane = lanes[lane]
         queues = {lane.queue for _, lane, row in checked if row.delay is None and row.at is None}
         later = any(row.delay is not None or row.at is not None for _, _, row in checked)
-        notify = self._must_notify(queues, later)
+        others = {queue for queue in queues if self._local is None or not self._local.takes(queue)}
+        notify = self._must_notify(others, later)
         rows = [row for _, _, row in checked]
         placed: builtins.list[Placed] = await self._call(
             insert_all(self._sql, rows, notify=notify, soon=self._settings.poll_interval)
         )
+        if not notify:
+            for queue in others:
+                self._tell_later(queue)
         if self._local is not None:
             delays = [row.delay for _, _, row in checked if row.delay is not None]
             self._local.inserted(queues, min(delays, default=None))
@@ -353,30 +362,34 @@ class Client:
         """Whether an insert tells other processes itself.
 
         It need not where this process's own worker starts the row at once. Under load one notification serves all
-        inserts of a few milliseconds: the first tells at once, and one that follows at the end of the window speaks for
-        the rest.
+        inserts of a few milliseconds: the first tells, and one that is sent after the window's end speaks for the rest.
         """
         now = time.monotonic()
-        others = {queue for queue in queues if self._local is None or not self._local.takes(queue)}
-        fresh = {queue for queue in others if now - self._told.get(queue, 0.0) >= COALESCE_SECONDS}
+        fresh = [queue for queue in queues if now - self._told.get(queue, 0.0) >= COALESCE_SECONDS]
         for queue in fresh:
             self._told[queue] = now
-        if fresh or later:
-            return True
-        for queue in others - self._telling.keys():
-            task = asyncio.create_task(self._tell_later(queue), name="gen_durable wake-up")
-            self._telling[queue] = task
-        return False
+        return bool(fresh) or later
 
-    async def _tell_later(self, queue: str) -> None:
-        try:
-            await asyncio.sleep(COALESCE_SECONDS)
-            self._told[queue] = time.monotonic()
-            self._telling.pop(queue, None)
-            with contextlib.suppress(DatabaseUnreachable, EngineStateError):  # the poll interval finds the rows
-                await self._fetch(self._sql["queues/wake"].bind(messages=[f"q:{queue}"]))
-        finally:
-            self._telling.pop(queue, None)
+    def _tell_later(self, queue: str) -> None:
+        """A row of the queue is there and nobody was told: see to it that somebody is, soon."""
+        self._untold[queue] = time.monotonic()
+        if queue not in self._timers:
+            loop = asyncio.get_running_loop()
+            self._timers[queue] = loop.call_later(COALESCE_SECONDS, self._tell_now, queue)
+
+    def _tell_now(self, queue: str) -> None:
+        del self._timers[queue]
+        since = self._untold.pop(queue)
+        if self._told.get(queue, 0.0) > since:
+            return  # an insert that was sent after the row was there has told
+        self._told[queue] = time.monotonic()
+        task = asyncio.create_task(self._tell(queue), name="gen_durable wake-up")
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
+
+    async def _tell(self, queue: str) -> None:
+        with contextlib.suppress(DatabaseUnreachable, EngineStateError):  # the poll interval finds the rows
+            await self._fetch(self._sql["queues/wake"].bind(messages=[f"q:{queue}"]))
 
     # Reading --------------------------------------------------------------------------------------
 

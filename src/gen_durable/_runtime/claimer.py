@@ -67,6 +67,7 @@ class Claimer(Service):
         self._marks: dict[str, tuple[float, int]] = {}
         self._check_at = time.monotonic() + check_interval
         self.closing = False
+        self.held_up = False  # too many outcomes wait for their commit: to be woken when they are fewer
 
     def announce(self, queue: str | None) -> None:
         """There may be work in a queue (None: in any)."""
@@ -92,7 +93,8 @@ class Claimer(Service):
         return 0.0
 
     def _wanted(self, now: float) -> dict[LocalQueue, int]:
-        if self._uncommitted() > BACKLOG:
+        self.held_up = self._uncommitted() > BACKLOG
+        if self.held_up:
             return {}
         wanted = {}
         for queue in self._queues:

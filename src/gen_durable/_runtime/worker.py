@@ -307,6 +307,8 @@ class Worker(Listener):
         """A claim has ended."""
         self._claimer.forget(held)
         self._left.set()
+        if self._claimer.held_up:
+            self._claimer.wake()
         if record is None:
             return
         if record.op == END:
