@@ -32,6 +32,10 @@ __all__ = ["Control", "Listener"]
 
 log = logging.getLogger("gen_durable")
 
+# Between two attempts to connect. When the server has crashed it has forgotten the session locks: a worker must be back
+# before the others take that for its death.
+LONGEST_PAUSE = 0.4
+
 
 class Listener:
     """What the control thread reports; each method is called on the worker's own event loop."""
@@ -117,6 +121,7 @@ class Control:
             self._hooks,
             application_name=f"gen_durable {self._settings.name} control",
             deadline=deadline,
+            longest_pause=LONGEST_PAUSE,
         )
         # A task of its own: when the database is away it waits in the link for as long as that takes.
         work = asyncio.create_task(self._work(link))
@@ -214,7 +219,8 @@ class Control:
 
     async def _beat(self, link: Link) -> bool:
         self._check_loop()
-        if link.own_session and not self._locked and link.connection is not None:
+        await link.connect()  # first, because that says whether the lock is held
+        if link.own_session and not self._locked:
             rows = await link.fetch(self._sql["workers/relock"].bind(worker=self.worker))
             self._locked = rows[0][0]
         rows = await link.fetch(

@@ -25,7 +25,7 @@ from gen_durable.errors import InvalidOutcome, InvalidState, StateDecodeError
 from gen_durable.events import Hooks, StepEvent, emit
 from gen_durable.machine import MachineSpec, StepSpec
 from gen_durable.outcome import KEEP, Cancel, Done, Next, Outcome, Retry, RetryAfter, Sleep, Stop
-from gen_durable.status import Status, TransitionKind
+from gen_durable.status import TransitionKind
 
 __all__ = ["Executor", "Outbox"]
 
@@ -87,7 +87,7 @@ class Executor:
             values = held.values if held.values is not None else spec.codec.decode(held.raw)
             held.values = None
         except (StateDecodeError, CrashLoop) as reason:
-            self._hand_over(held, self._end(held, Status.FAILED, TransitionKind.FAILED, reason), started, reason)
+            self._hand_over(held, self._end(held, TransitionKind.FAILED, reason), started, reason)
             return
         try:
             subject, returned = await self._call(held, step, values)
@@ -157,7 +157,7 @@ class Executor:
             case Next():
                 return await self._next(held, outcome, state)
             case Done(result=result):
-                record = self._end(held, Status.DONE, TransitionKind.DONE)
+                record = self._end(held, TransitionKind.DONE)
                 record.state = state
                 if result is not None:
                     what = f"the result of {held.spec.name}.{held.step}"
@@ -169,7 +169,7 @@ class Executor:
                 self._check_step(held, then)
                 return self._back(held, TransitionKind.SLEEP, then, seconds, 0, state)
             case Stop(reason=reason):
-                record = self._end(held, Status.FAILED, TransitionKind.FAILED)
+                record = self._end(held, TransitionKind.FAILED)
                 record.state, record.error = state, reason_json("Stop", reason)
                 return record
             case _:
@@ -224,7 +224,7 @@ class Executor:
         """The outcome of a run that raised: the machine's ``on_error`` decides, else its retry policy."""
         held.values = None
         if isinstance(error, Cancel):
-            return self._end(held, Status.CANCELLED, TransitionKind.CANCELLED, error)
+            return self._end(held, TransitionKind.CANCELLED, error)
         if held.spec.on_error is not None and not isinstance(error, RetryAfter):
             try:
                 return await self._ask_machine(held, error)
@@ -234,9 +234,9 @@ class Executor:
                 if held.queue.cancelled and isinstance(second, asyncio.CancelledError):
                     raise  # the worker's own: drain or death
                 if isinstance(second, Cancel):
-                    return self._end(held, Status.CANCELLED, TransitionKind.CANCELLED, second)
+                    return self._end(held, TransitionKind.CANCELLED, second)
                 if second is not error:  # the same error again: the handler leaves it to the policy
-                    return self._end(held, Status.FAILED, TransitionKind.FAILED, second)
+                    return self._end(held, TransitionKind.FAILED, second)
         return self._follow_policy(held, step, error)
 
     async def _ask_machine(self, held: Held, error: BaseException) -> Record:
@@ -264,7 +264,7 @@ class Executor:
         if isinstance(error, RetryAfter) and (step.retry is None or held.attempt + 1 < step.retry.max_attempts):
             delay = error.delay
         if delay is None:
-            return self._end(held, Status.FAILED, TransitionKind.FAILED, error)
+            return self._end(held, TransitionKind.FAILED, error)
         record = self._back(held, TransitionKind.RETRY, held.step, delay, held.attempt + 1, None)
         record.error = error_json(error)
         return record
@@ -280,20 +280,20 @@ class Executor:
             held.id, held.rev, BACK, step, state, delay=delay, attempt=attempt, crashes=crashes, kind=int(kind)
         )
 
-    def _end(self, held: Held, status: Status, kind: TransitionKind, error: BaseException | None = None) -> Record:
+    def _end(self, held: Held, kind: TransitionKind, error: BaseException | None = None) -> Record:
         keep = self.keep(held.spec)
         return Record(
             held.id,
             held.rev,
             END,
-            status=int(status),
             keep=None if math.isinf(keep) else keep,
             error=None if error is None else error_json(error),
             kind=int(kind),
         )
 
     def _hand_over(self, held: Held, record: Record, started: float, error: BaseException | None) -> None:
-        record.ran, record.tried = held.step, held.attempt
+        record.ran = None if record.op == END else held.step
+        record.tried = held.attempt
         record.took = round(time.monotonic() - started, 6)
         record.history = _HISTORY[held.spec.history or self._settings.history]
         if self._hooks.step:

@@ -166,7 +166,7 @@ class Flusher:
         if record.op == ON:
             return status == Status.EXECUTING and worker == self._worker
         if record.op == END:
-            return status == record.status and worker == self._worker
+            return status == record.kind + 3 and worker == self._worker
         return status in (Status.RUNNABLE, Status.SCHEDULED)
 
     def _settle(self, held: Held, record: Record) -> None:

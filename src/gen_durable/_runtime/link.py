@@ -35,7 +35,16 @@ class Link:
     one. The next statement makes a new connection, for as long as it takes. One statement at a time.
     """
 
-    def __init__(self, url: str, name: str, hooks: Hooks, *, application_name: str, deadline: float) -> None:
+    def __init__(
+        self,
+        url: str,
+        name: str,
+        hooks: Hooks,
+        *,
+        application_name: str,
+        deadline: float,
+        longest_pause: float = LONGEST_PAUSE,
+    ) -> None:
         self.name = name
         self.own_session = True
         self.on_connect: Callable[[AsyncConnection[Row]], Awaitable[None]] | None = None
@@ -43,6 +52,8 @@ class Link:
         self._hooks = hooks
         self._application_name = application_name
         self._deadline = deadline
+        self._longest_pause = longest_pause
+        self._pause = 0.0  # before the next attempt; over only when a statement has had its answer
         self._connection: AsyncConnection[Row] | None = None
         self._turn = asyncio.Lock()
         self._lost_at: float | None = None
@@ -64,7 +75,9 @@ class Link:
             connection = self._connection or await self._connect()
             with self._watched(connection):
                 try:
-                    return await fetch(connection, request)
+                    rows = await fetch(connection, request)
+                    self._pause = 0.0
+                    return rows
                 except (psycopg.OperationalError, psycopg.InterfaceError) as error:
                     if not _is_down(connection, error):
                         raise
@@ -81,20 +94,21 @@ class Link:
                 await self._connect()
 
     async def _connect(self) -> AsyncConnection[Row]:
-        pause = FIRST_PAUSE
         while True:
             if self._closed:
                 raise LinkDown("the link is closed")
+            first = not self._pause
+            if not first:
+                await asyncio.sleep(self._pause * (0.5 + random.random()))
+            self._pause = min(max(self._pause * 2, FIRST_PAUSE), self._longest_pause)
             try:
                 connection = await self._try_connect()
                 break
             except (psycopg.Error, OSError, TimeoutError) as error:
                 if self._lost_at is None:
                     self._lost_at = time.monotonic()
-                if pause == FIRST_PAUSE:
+                if first:
                     log.warning("%s connection: can't connect, trying again: %s", self.name, str(error).strip())
-            await asyncio.sleep(pause * (0.5 + random.random()))
-            pause = min(pause * 2, LONGEST_PAUSE)
         self._connection = connection
         if self._lost_at is not None:
             took = time.monotonic() - self._lost_at

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from gen_durable.status import Status, TransitionKind
+from gen_durable.status import TransitionKind
 
 __all__ = ["BACK", "END", "ON", "Record", "encode_records", "error_json", "reason_json"]
 
@@ -20,11 +20,11 @@ encode_records = msgspec.json.Encoder().encode
 
 
 class Record(msgspec.Struct, omit_defaults=True):
-    """The fields of ``commit.sql``'s parameter; what is None is left out."""
+    """The fields of ``commit.sql``'s parameter, with its defaults: most records end a job, and are short."""
 
     id: int
     rev: int
-    op: int = -1
+    op: int = END
     step: str | None = None
     state: msgspec.Raw | None = None
     lane: int | None = None
@@ -32,19 +32,18 @@ class Record(msgspec.Struct, omit_defaults=True):
     delay: float | None = None
     attempt: int | None = None
     crashes: int | None = None
-    status: int | None = None
     result: msgspec.Raw | None = None
     keep: float | None = None
     error: dict[str, Any] | None = None
-    kind: int = -1
-    ran: str = ""
-    tried: int = -1
-    took: float = 0.0
-    history: int = -1
+    kind: int = 3
+    ran: str | None = None
+    tried: int = 0
+    took: float | None = None
+    history: int = 1
 
     def fail(self, error: dict[str, Any], keep: float) -> None:
         """Turns the record into one that ends the instance as failed: for an outcome that the database refuses."""
-        self.op, self.status, self.kind = END, Status.FAILED, TransitionKind.FAILED
+        self.op, self.kind = END, int(TransitionKind.FAILED)
         self.state = self.result = self.step = None
         self.error, self.keep = error, None if math.isinf(keep) else keep
 

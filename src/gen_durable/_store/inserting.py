@@ -81,7 +81,15 @@ def insert_all(
     that two callers with the same keys can't deadlock, inside one transaction either.
     """
     placed: dict[int, Placed] = {}
-    waiting = list(enumerate(rows))
+    firsts: dict[str, int] = {}
+    waiting: list[tuple[int, NewInstance]] = []
+    repeats: list[tuple[int, int]] = []  # told apart here: the first may have ended before the second is inserted
+    for place, row in enumerate(rows):
+        first = place if row.key is None else firsts.setdefault(row.key, place)
+        if first == place:
+            waiting.append((place, row))
+        else:
+            repeats.append((place, first))
     if len(rows) > 1:
         waiting.sort(key=lambda item: (item[1].key or "").encode())
     while waiting:
@@ -108,4 +116,5 @@ def insert_all(
                     else:  # the holder ended in between: the key is free again
                         again.append((place, row))
         waiting = again
+    placed |= {place: Placed(placed[first].id, duplicate=True) for place, first in repeats}
     return [placed[place] for place in range(len(rows))]

@@ -87,6 +87,7 @@ CREATE TABLE {schema}.finished (
     state       jsonb       NOT NULL,
     result      jsonb,
     error       jsonb,
+    took        real,  -- seconds of the last run, where this row is also the history's last
     CONSTRAINT finished_terminal CHECK (status BETWEEN 6 AND 8)
 ) PARTITION BY RANGE (bucket);
 
@@ -98,7 +99,7 @@ CREATE TABLE {schema}.finished_default PARTITION OF {schema}.finished DEFAULT;
 CREATE INDEX finished_swept_expires   ON {schema}.finished_swept (expires_at);
 CREATE INDEX finished_default_expires ON {schema}.finished_default (expires_at);
 
--- History: one small row per transition, written by the commit that makes it.
+-- History: one small row per transition, written by the commit that makes it. (The last one is the terminal row itself.)
 CREATE TABLE {schema}.transitions (
     instance_id bigint      NOT NULL,
     seq         bigint      NOT NULL,  -- the instance's rev after the transition
@@ -131,8 +132,23 @@ JOIN {schema}.lanes l ON l.id = f.lane;
 -- The history of instances that outlive their history's partition.
 CREATE TABLE {schema}.transitions_kept (LIKE {schema}.transitions INCLUDING ALL);
 
+-- Pauses or resumes a queue. Two statements, because the second must see the lanes of a transaction for whose end the
+-- first has waited.
+CREATE FUNCTION {schema}.pause_queue(of_queue text, pause boolean) RETURNS int LANGUAGE plpgsql AS $$
+DECLARE
+    lanes int;
+BEGIN
+    INSERT INTO {schema}.queues (name, paused, paused_at) VALUES (of_queue, pause, CASE WHEN pause THEN {clock} END)
+    ON CONFLICT (name) DO UPDATE SET paused = EXCLUDED.paused, paused_at = EXCLUDED.paused_at;
+    UPDATE {schema}.lanes SET paused = pause WHERE queue = of_queue;
+    GET DIAGNOSTICS lanes = ROW_COUNT;
+    PERFORM pg_notify('{channel}', 'q:' || of_queue);
+    RETURN lanes;
+END $$;
+
 -- Makes the partitions that the next days need: for history, and for the expiry days of every retention in use.
--- A new partition is filled beside its parent and then attached, so that no insert waits.
+-- A new partition is made beside its parent and then attached, so that no insert waits; where somebody is reading the
+-- default partition (a dump, say), the rest of the work stays for the next time.
 CREATE FUNCTION {schema}.ensure_partitions() RETURNS int LANGUAGE plpgsql AS $$
 DECLARE
     part record;
@@ -140,7 +156,7 @@ DECLARE
     today date := ({clock} AT TIME ZONE 'UTC')::date;
 BEGIN
     PERFORM pg_advisory_xact_lock({lockspace}, 1);
-    SET LOCAL lock_timeout = '2s';
+    SET LOCAL lock_timeout = '500ms';
     FOR part IN
         SELECT 'transitions' AS parent, today + n AS day FROM generate_series(0, 3) AS n
         UNION
@@ -150,9 +166,9 @@ BEGIN
         ORDER BY 1, 2
     LOOP
         CONTINUE WHEN to_regclass(format('{schema}.%I', part.parent || to_char(part.day, '_YYYYMMDD'))) IS NOT NULL;
-        EXECUTE format('CREATE TABLE {schema}.%I (LIKE {schema}.%I INCLUDING ALL)',
-            part.parent || to_char(part.day, '_YYYYMMDD'), part.parent);
         BEGIN
+            EXECUTE format('CREATE TABLE {schema}.%I (LIKE {schema}.%I INCLUDING ALL)',
+                part.parent || to_char(part.day, '_YYYYMMDD'), part.parent);
             IF part.parent = 'finished' THEN
                 EXECUTE format('ALTER TABLE {schema}.finished ATTACH PARTITION {schema}.%I FOR VALUES FROM (%L) TO (%L)',
                     part.parent || to_char(part.day, '_YYYYMMDD'), part.day, part.day + 1);
@@ -161,9 +177,12 @@ BEGIN
                     part.parent || to_char(part.day, '_YYYYMMDD'), part.day || ' 00:00+00', (part.day + 1) || ' 00:00+00');
             END IF;
             made := made + 1;
-        EXCEPTION WHEN check_violation THEN
-            -- Rows of that day are in the default partition already (nobody made partitions for days): they stay there.
-            EXECUTE format('DROP TABLE {schema}.%I', part.parent || to_char(part.day, '_YYYYMMDD'));
+        EXCEPTION
+            WHEN check_violation THEN
+                -- Rows of that day are in the default partition already (nobody made partitions for days): they stay there.
+                CONTINUE;
+            WHEN lock_not_available THEN
+                EXIT;
         END;
     END LOOP;
     RETURN made;
@@ -177,6 +196,8 @@ DECLARE
     dropped text[] := '{}';
     today date := ({clock} AT TIME ZONE 'UTC')::date;
     oldest timestamptz;
+    pinned boolean;
+    misses int := 0;
 BEGIN
     IF NOT pg_try_advisory_xact_lock({lockspace}, 1) THEN
         RETURN dropped;
@@ -198,19 +219,29 @@ BEGIN
         ORDER BY c.relname
     LOOP
         CONTINUE WHEN part.day >= today;
-        CONTINUE WHEN part.parent = 'transitions' AND ((part.day + 1) || ' 00:00+00')::timestamptz > oldest
-            AND part.day > today - 33;
+        pinned := part.parent = 'transitions' AND ((part.day + 1) || ' 00:00+00')::timestamptz > oldest;
+        CONTINUE WHEN pinned AND part.day > today - 33;
+        -- A drop keeps commits waiting until the end of the transaction: no copying under its lock.
+        EXIT WHEN pinned AND cardinality(dropped) > 0;
         BEGIN
-            IF part.parent = 'transitions' AND ((part.day + 1) || ' 00:00+00')::timestamptz > oldest THEN
+            IF pinned THEN
                 -- Older than every partition of terminal rows: only long-lived instances still have history here.
                 EXECUTE format('INSERT INTO {schema}.transitions_kept SELECT t.* FROM {schema}.%I t '
                     'WHERE EXISTS (SELECT 1 FROM {schema}.instances i WHERE i.id = t.instance_id) '
                     'OR EXISTS (SELECT 1 FROM {schema}.finished f WHERE f.id = t.instance_id)', part.name);
+            ELSIF part.parent = 'finished' THEN
+                -- The little history that is not in the partition of its day goes with its instance.
+                EXECUTE format('DELETE FROM {schema}.transitions_kept t '
+                    'WHERE EXISTS (SELECT 1 FROM {schema}.%I f WHERE f.id = t.instance_id)', part.name);
+                EXECUTE format('DELETE FROM {schema}.transitions_default t '
+                    'WHERE EXISTS (SELECT 1 FROM {schema}.%I f WHERE f.id = t.instance_id)', part.name);
             END IF;
             EXECUTE format('DROP TABLE {schema}.%I', part.name);
             dropped := dropped || part.name::text;
         EXCEPTION WHEN lock_not_available THEN
-            CONTINUE;
+            -- Commits wait behind us while we wait: not for every partition that a long reader has open.
+            misses := misses + 1;
+            EXIT WHEN misses = 3;
         END;
     END LOOP;
     RETURN dropped;

@@ -16,6 +16,7 @@ WITH given AS MATERIALIZED (
         )
     ) WITH ORDINALITY AS g (lane, step, state, key, priority, delay, at, place)
     JOIN {schema}.lanes l ON l.id = g.lane
+    ORDER BY g.place  -- ids are drawn in the order of the list, however the lanes are looked up
 ),
 fresh AS (
     INSERT INTO {schema}.instances (

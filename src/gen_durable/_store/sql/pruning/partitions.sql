@@ -1,4 +1,9 @@
--- Drops expired partitions and makes those of the next days.
+-- Makes the partitions of the next days and drops expired ones.
 --
--- Locks: see the functions; nothing waits for more than a fraction of a second.
-SELECT {schema}.drop_expired_partitions(), {schema}.ensure_partitions()
+-- Locks: see the functions. In this order, because a drop keeps its parent's lock until the end; nothing waits for more than
+--   a fraction of a second.
+-- Answer: the names of those that were dropped; how many were made.
+WITH made AS MATERIALIZED (
+    SELECT {schema}.ensure_partitions() AS partitions
+)
+SELECT {schema}.drop_expired_partitions(), m.partitions FROM made m

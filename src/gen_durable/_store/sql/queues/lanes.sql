@@ -1,9 +1,9 @@
 -- The numbers of lanes, making those that are missing.
 --
 -- Parameters: lanes, a JSON list of {queue, machine, version, retention}, sorted; retention null: for ever.
--- Locks: the queues' rows (created where missing, held FOR SHARE so that a pause in progress is seen), then the new
---   lanes, both in the order of the list.
--- Index: lanes' unique constraint.
+-- Locks: the queues' rows (created where missing; updated without a change, because only that sees a pause which commits
+--   meanwhile, also one that makes the queue), then the new lanes, both in the order of the list.
+-- Index: queues' primary key, lanes' unique constraint.
 WITH given AS MATERIALIZED (
     SELECT g.queue, g.machine, g.version, g.retention
     FROM jsonb_to_recordset(%(lanes)s::jsonb)
@@ -11,19 +11,16 @@ WITH given AS MATERIALIZED (
     ORDER BY g.queue, g.machine, g.version
 ),
 made AS (
-    INSERT INTO {schema}.queues (name)
+    INSERT INTO {schema}.queues AS q (name)
     SELECT DISTINCT g.queue FROM given g ORDER BY g.queue
-    ON CONFLICT (name) DO NOTHING
-    RETURNING name
-),
-known AS MATERIALIZED (
-    SELECT q.name, q.paused FROM {schema}.queues q WHERE q.name IN (SELECT g.queue FROM given g) ORDER BY q.name FOR SHARE
+    ON CONFLICT (name) DO UPDATE SET paused = q.paused
+    RETURNING q.name, q.paused
 ),
 fresh AS (
     INSERT INTO {schema}.lanes (queue, machine, version, retention, paused)
-    SELECT g.queue, g.machine, g.version, g.retention, coalesce(k.paused, false)
+    SELECT g.queue, g.machine, g.version, g.retention, k.paused
     FROM given g
-    LEFT JOIN known k ON k.name = g.queue
+    JOIN made k ON k.name = g.queue
     WHERE NOT EXISTS (
         SELECT 1 FROM {schema}.lanes l
         WHERE l.queue = g.queue AND l.machine = g.machine AND l.version = g.version

@@ -7,7 +7,7 @@
 SELECT v.id, v.machine, v.version, v.queue, v.step, v.status, v.priority, v.attempt, v.crashes, v.key, v.state, v.result,
     v.error, v.worker, v.rev, v.due_at, v.inserted_at, v.updated_at, v.finished_at
 FROM {schema}.all_instances v
-WHERE (%(before)s::bigint IS NULL OR v.id < %(before)s::bigint)
+WHERE v.id < coalesce(%(before)s::bigint, 9223372036854775807)  -- not "IS NULL OR": the index must end the walk
     AND (%(machine)s::text IS NULL OR v.machine = %(machine)s::text)
     AND (%(queue)s::text IS NULL OR v.queue = %(queue)s::text)
     AND (%(statuses)s::smallint[] IS NULL OR v.status = ANY (%(statuses)s::smallint[]))

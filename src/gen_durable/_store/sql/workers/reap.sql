@@ -6,13 +6,14 @@
 --   claims FOR NO KEY UPDATE SKIP LOCKED (one that is just being committed is left for the next pass).
 -- Index: instances_claims, once per owner (a walk from owner to owner) and once per dead one.
 -- Guard: a heartbeat that commits first changes seen_at and the worker lives. The reclaimed rows' new rev fences
---   whatever their old owner still sends. A lock says nothing just after a start of the server, which drops them all.
+--   whatever their old owner still sends. A lock says nothing just after a start of the server, which drops them all;
+--   silence says nothing before the server was there to hear.
 WITH RECURSIVE lead AS MATERIALIZED (
     SELECT pg_try_advisory_xact_lock({lockspace}, 0) AS ok
 ),
 seen AS MATERIALIZED (
     SELECT w.id, w.name, w.seen_at, w.suspect_at,
-        w.seen_at < {clock} - make_interval(secs => %(lease)s::float8) AS silent,
+        greatest(w.seen_at, pg_postmaster_start_time()) < {clock} - make_interval(secs => %(lease)s::float8) AS silent,
         w.locked AND h.held IS NULL
             AND {clock} - pg_postmaster_start_time() > make_interval(secs => %(lease)s::float8 / 3) AS lost
     FROM lead
@@ -27,7 +28,7 @@ seen AS MATERIALIZED (
 ),
 suspected AS (
     UPDATE {schema}.workers w SET suspect_at = {clock}
-    FROM seen s WHERE w.id = s.id AND s.lost AND s.suspect_at IS NULL
+    FROM seen s WHERE w.id = s.id AND s.lost AND NOT s.silent AND s.suspect_at IS NULL
     RETURNING w.id
 ),
 cleared AS (
