@@ -1,0 +1,139 @@
+"""The process that runs one engine, in that engine's environment.
+
+``python -m benchmarks.agent MODULE COMMAND``: its arguments come as one line of JSON on stdin, its answer
+goes as another to stdout. A worker ends when its stdin is closed, so none outlives the run that started it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.adapter import Adapter, Client
+from benchmarks.board import Board
+
+CHUNK = 1000
+PACE = 0.02
+GRACE = 15.0
+WARM = 8
+"""Numbers 0 to 7 of the board's marks belong to the warm-up."""
+
+Command = Callable[[Adapter, Board, dict[str, Any]], Awaitable[dict[str, Any]]]
+
+
+async def prepare(adapter: Adapter, board: Board, args: dict[str, Any]) -> dict[str, Any]:
+    """Create the schema and insert ``count`` of ``kind`` before the clock runs."""
+    await adapter.setup()
+    async with adapter.client() as client:
+        await _bulk(client, args["kind"], args["count"])
+    return {}
+
+
+async def insert(adapter: Adapter, board: Board, args: dict[str, Any]) -> dict[str, Any]:
+    """Time ``count`` inserts: one by one, each awaited, or in calls of 1,000."""
+    async with adapter.client() as client:
+        await client.one("noop", 0)
+        await client.many("noop", 10)
+        cpu, start = time.process_time(), time.monotonic()
+        if args["bulk"]:
+            await _bulk(client, "noop", args["count"])
+        else:
+            for number in range(args["count"]):
+                await client.one("noop", number)
+        return {"seconds": time.monotonic() - start, "cpu": time.process_time() - cpu}
+
+
+async def worker(adapter: Adapter, board: Board, args: dict[str, Any]) -> dict[str, Any]:
+    """Work until stdin is closed."""
+    closed = asyncio.Event()
+    threading.Thread(target=_watch, args=(asyncio.get_running_loop(), closed), daemon=True).start()
+    board.wait_at_gate()
+    async with adapter.worker():
+        await closed.wait()
+    return {}
+
+
+async def latency(adapter: Adapter, board: Board, args: dict[str, Any]) -> dict[str, Any]:
+    """Time from the call of insert to the start of the body; the worker is another process."""
+    async with adapter.client() as client:
+        return {"ms": await _latencies(client, board, args["count"])}
+
+
+async def latency_local(adapter: Adapter, board: Board, args: dict[str, Any]) -> dict[str, Any]:
+    """The same with the worker in this process."""
+    async with adapter.worker() as client:
+        return {"ms": await _latencies(client, board, args["count"])}
+
+
+async def _bulk(client: Client, kind: str, count: int) -> None:
+    for offset in range(0, count, CHUNK):
+        await client.many(kind, min(CHUNK, count - offset))
+
+
+async def _latencies(client: Client, board: Board, count: int) -> list[float]:
+    for number in range(WARM):
+        await client.one("mark", number)
+        await _marked(board, number)
+    await asyncio.sleep(0.5)
+    starts = []
+    due = time.monotonic()
+    for number in range(WARM, WARM + count):
+        starts.append(time.monotonic())
+        await client.one("mark", number)
+        due = max(due + PACE, time.monotonic())
+        await asyncio.sleep(due - time.monotonic())
+    await _marked(board, WARM + count - 1)
+    return [1000 * ((await _marked(board, number)) - start) for number, start in enumerate(starts, start=WARM)]
+
+
+async def _marked(board: Board, number: int, limit: float = 20.0) -> float:
+    end = time.monotonic() + limit
+    while not board.marked(number):
+        if time.monotonic() > end:
+            raise TimeoutError(f"job {number} was inserted and did not start within {limit:g} s")
+        await asyncio.sleep(0.005)
+    return board.marked(number)
+
+
+def _watch(loop: asyncio.AbstractEventLoop, closed: asyncio.Event) -> None:
+    """Tell of the end of stdin; an engine that does not stop then is ended the hard way."""
+    sys.stdin.read()
+    loop.call_soon_threadsafe(closed.set)
+    time.sleep(GRACE)
+    os._exit(1)
+
+
+COMMANDS: dict[str, Command] = {
+    "prepare": prepare,
+    "insert": insert,
+    "worker": worker,
+    "latency": latency,
+    "latency_local": latency_local,
+}
+
+
+def main(argv: list[str]) -> None:
+    module, command = argv
+    args = json.loads(sys.stdin.readline())
+    adapter_class = importlib.import_module(module).Adapter
+    board = Board(Path(args["board"]), args.get("slot", 0))
+    adapter = adapter_class(args["url"], board, args["options"])
+    run: Callable[..., Any] = asyncio.run
+    if adapter_class.loop == "uvloop":
+        run = importlib.import_module("uvloop").run
+    result = run(COMMANDS[command](adapter, board, args))
+    print(json.dumps(result), flush=True)
+    # Some peers keep threads that never end; the measured part is over and everything is committed.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,158 @@
+"""``python -m benchmarks``: the command line and the order in which things are measured."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import psycopg
+from rich.console import Console
+
+from benchmarks import report, run
+from benchmarks.board import Board
+from benchmarks.envs import Unavailable, python_for
+from benchmarks.registry import ALL, ENTRIES, FLOOR, OWN, PEERS, Entry, find
+from benchmarks.samples import Results
+from benchmarks.server import running
+from benchmarks.workloads import QUICK, Bench, Sizes, tasks
+from gen_durable.errors import GenDurableError
+
+
+def parser() -> argparse.ArgumentParser:
+    out = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Measure this engine, its peers and a bare loop side by side on one Postgres.",
+    )
+    out.add_argument("--quick", action="store_true", help="smaller sizes, fewer repetitions: about two minutes")
+    out.add_argument(
+        "--only", type=_letters, default="".join(sorted(ALL)), metavar="A,B", help="workloads (default: all)"
+    )
+    out.add_argument(
+        "--peers",
+        type=_names,
+        default=list(PEERS),
+        metavar="NAMES",
+        help=f"of {', '.join(PEERS)}; 'none' for none (default: all)",
+    )
+    out.add_argument("--without", type=_names, default=[], metavar="NAMES", help=f"leave out {OWN} or {FLOOR}")
+    out.add_argument("--reps", type=_positive, help="repetitions (default: 5; quick: 3)")
+    out.add_argument(
+        "--procs", type=_numbers, metavar="1,2", help="worker processes in A and B (default: 1,2; quick: 1)"
+    )
+    out.add_argument("--jobs", type=_positive, help="jobs in A (default: 20000)")
+    out.add_argument("--json", action="store_true", help="one JSON object on stdout; progress goes to stderr")
+    out.add_argument("--url", help="use this server (a superuser's URL) instead of a throw-away one")
+    out.add_argument(
+        "--set",
+        type=_setting,
+        action="append",
+        default=[],
+        metavar="ENGINE.KEY=VALUE",
+        help="a setting of an engine, as JSON: gen_durable.concurrency=500",
+    )
+    return out
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run; 0, or 1 when an engine failed, or 2 on wrong arguments or without a server."""
+    arguments = parser().parse_args(argv)
+    # The server and the workers end in "finally" blocks, so a kill of the run has to unwind.
+    signal.signal(signal.SIGTERM, _terminated)
+    progress = Console(stderr=True, highlight=False)
+    results = Results()
+    try:
+        failures = _measure(arguments, results, progress)
+    except (psycopg.OperationalError, GenDurableError) as error:
+        progress.print(f"no server to measure on: {error}", style="red", markup=False, soft_wrap=True)
+        return 2
+    if arguments.json:
+        print(json.dumps(results.as_json()))
+    else:
+        console = Console()
+        console.width = max(console.width, report.WIDTH)
+        report.show(results, console)
+    return 1 if failures else 0
+
+
+def _measure(arguments: argparse.Namespace, results: Results, progress: Console) -> int:
+    names = [name for name in (OWN, FLOOR) if name not in arguments.without] + arguments.peers
+    engines = _available([find(name) for name in names], progress)
+    todo = tasks(arguments.only, arguments.procs or ([1] if arguments.quick else [1, 2]), _sizes(arguments))
+    settings = _collect(arguments.set)
+    with running(arguments.url) as server, tempfile.TemporaryDirectory() as folder:
+        progress.print(server.describe(), markup=False)
+        board = Board(Path(folder) / "board")
+        benches = [Bench(server, entry, python, board, settings.get(entry.name, {})) for entry, python in engines]
+        reps = arguments.reps or (3 if arguments.quick else 5)
+        once = arguments.quick and not arguments.reps
+        return run.measure(todo, benches, reps, results, progress, slow_once=once)
+
+
+def _available(entries: list[Entry], progress: Console) -> list[tuple[Entry, Path]]:
+    found = []
+    for entry in entries:
+        try:
+            found.append((entry, python_for(entry)))
+        except Unavailable as error:
+            progress.print(f"skipped: {error}", style="yellow", markup=False)
+    return found
+
+
+def _sizes(arguments: argparse.Namespace) -> Sizes:
+    sizes = QUICK if arguments.quick else Sizes()
+    return replace(sizes, jobs=arguments.jobs) if arguments.jobs else sizes
+
+
+def _collect(settings: list[tuple[str, str, Any]]) -> dict[str, dict[str, Any]]:
+    out: dict[str, dict[str, Any]] = {}
+    for engine, key, value in settings:
+        out.setdefault(engine, {})[key] = value
+    return out
+
+
+def _letters(text: str) -> str:
+    letters = text.upper().replace(",", "")
+    if not letters or set(letters) - ALL:
+        raise argparse.ArgumentTypeError(f"{text!r}: the workloads are {', '.join(sorted(ALL))}")
+    return letters
+
+
+def _names(text: str) -> list[str]:
+    names = [] if text == "none" else text.split(",")
+    known = {entry.name for entry in ENTRIES}
+    if unknown := [name for name in names if name not in known]:
+        raise argparse.ArgumentTypeError(f"unknown engine {unknown[0]!r}: there are {', '.join(sorted(known))}")
+    return names
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more")
+    return int(text)
+
+
+def _numbers(text: str) -> list[int]:
+    return [_positive(part) for part in text.split(",")]
+
+
+def _setting(text: str) -> tuple[str, str, Any]:
+    name, equals, value = text.partition("=")
+    engine, dot, key = name.partition(".")
+    if not (equals and dot and key):
+        raise argparse.ArgumentTypeError(f"{text!r} is not ENGINE.KEY=VALUE")
+    _names(engine)
+    try:
+        return engine, key, json.loads(value)
+    except ValueError:
+        return engine, key, value
+
+
+def _terminated(number: int, frame: object) -> NoReturn:
+    sys.exit(128 + number)

@@ -1,0 +1,35 @@
+"""CPU seconds of processes, read from /proc; all functions answer None or 0.0 where there is no /proc."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def seconds(pid: int, *, reaped: bool = False) -> float:
+    """User and system time of one process, with that of its ended children when ``reaped``."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except (OSError, IndexError):
+        return 0.0
+    return sum(int(field) for field in fields[11 : 15 if reaped else 13]) / _TICKS
+
+
+def tree_seconds(pid: int) -> float | None:
+    """User and system time of a process and its children, the ended ones included."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return None
+    return seconds(pid, reaped=True) + sum(seconds(int(child)) for child in children)
+
+
+def busy() -> float | None:
+    """CPU seconds that this machine has spent on anything so far."""
+    try:
+        fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    except (OSError, ValueError):
+        return None
+    return (sum(fields) - fields[3] - fields[4]) / _TICKS

@@ -1,0 +1,1 @@
+"""One module per engine; each holds a class ``Adapter`` (see ``benchmarks.adapter``)."""

@@ -1,0 +1,100 @@
+"""The engines that can be measured; to add one, add an entry here and a module in ``benchmarks/engines``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+OWN = "gen_durable"
+FLOOR = "floor"
+ALL = frozenset("ABCD")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """What the run has to know about an engine without importing it.
+
+    ``done`` counts finished jobs, chains, or steps of chains where each is a row (``row_per_step``), ``left``
+    the unfinished ones, cheaply. ``share`` scales the number of jobs or chains of a workload down for an
+    engine that would need minutes for them; its rate does not suffer from that.
+    """
+
+    name: str
+    module: str
+    done: str
+    left: str
+    requirements: tuple[str, ...] = ()
+    python: tuple[int, int] = (3, 11)
+    workloads: frozenset[str] = ALL
+    row_per_step: bool = False
+    share: Mapping[str, float] = field(default_factory=dict)
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Settings per workload letter; ``*`` for all. The best that its documentation leads to."""
+
+    @property
+    def slow(self) -> bool:
+        """Whether it needs smaller sizes; a quick run measures it only once."""
+        return "A" in self.share
+
+    def settings(self, workload: str) -> dict[str, Any]:
+        """The settings of one workload."""
+        return {**self.options.get("*", {}), **self.options.get(workload, {})}
+
+
+ENTRIES = (
+    Entry(
+        name=OWN,
+        module="benchmarks.engines.gen_durable",
+        done="SELECT count(*) FROM gen_durable.finished WHERE status = 6",
+        left="SELECT count(*) FROM gen_durable.instances",
+    ),
+    Entry(
+        name=FLOOR,
+        module="benchmarks.floor",
+        done="SELECT count(*) FROM jobs WHERE status = 2",
+        left="SELECT count(*) FROM jobs WHERE status <> 2",
+        workloads=frozenset("ABC"),
+    ),
+    Entry(
+        name="pgqueuer",
+        module="benchmarks.engines.pgqueuer",
+        requirements=("pgqueuer==1.6.0", "asyncpg==0.32.0", "uvloop"),
+        done="SELECT count(*) FROM pgqueuer_log WHERE status = 'successful'",
+        left="SELECT count(*) FROM pgqueuer",
+        row_per_step=True,
+        share={"B": 0.5},
+    ),
+    Entry(
+        name="procrastinate",
+        module="benchmarks.engines.procrastinate",
+        requirements=("procrastinate==3.10.0", "psycopg[binary]", "uvloop"),
+        done="SELECT count(*) FROM procrastinate_jobs WHERE status = 'succeeded'",
+        left="SELECT count(*) FROM procrastinate_jobs WHERE status <> 'succeeded'",
+        row_per_step=True,
+        share={"A": 0.05, "B": 0.05, "C": 0.25},
+    ),
+    Entry(
+        name="dbos",
+        module="benchmarks.engines.dbos",
+        requirements=("dbos==3.4.0",),
+        done="SELECT count(*) FROM dbos.workflow_status WHERE status = 'SUCCESS'",
+        left="SELECT count(*) FROM dbos.workflow_status WHERE status <> 'SUCCESS'",
+        share={"A": 0.1, "B": 0.25, "C": 0.1},
+        options={
+            "*": {"threads": 10},
+            "B": {"concurrency": 100},
+            "D": {"poll": 0.005},
+        },
+    ),
+)
+
+PEERS = tuple(entry.name for entry in ENTRIES if entry.name not in (OWN, FLOOR))
+
+
+def find(name: str) -> Entry:
+    """The entry of that name; ``ValueError`` names those that there are."""
+    for entry in ENTRIES:
+        if entry.name == name:
+            return entry
+    raise ValueError(f"unknown engine {name!r}: there are {', '.join(e.name for e in ENTRIES)}")

@@ -1,0 +1,56 @@
+"""The order in which things are measured."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+
+from benchmarks.agents import AgentFailed
+from benchmarks.registry import Entry
+from benchmarks.samples import Results, Sample
+from benchmarks.workloads import Bench, Task
+
+
+def measure(
+    todo: list[Task],
+    benches: list[Bench],
+    reps: int,
+    results: Results,
+    progress: Console,
+    *,
+    slow_once: bool = False,
+) -> int:
+    """Take all samples; the number of failures.
+
+    Engines alternate within each repetition, in turning order, so that a slow minute hits them all. An engine
+    that failed is left out of the measure's other repetitions; ``slow_once`` spares the slow ones theirs.
+    """
+    failures = 0
+    for task in todo:
+        able = [bench for bench in benches if task.letter in bench.entry.workloads]
+        for rep in range(reps):
+            for bench in list(able):
+                if rep and slow_once and bench.entry.slow:
+                    continue
+                start = time.monotonic()
+                try:
+                    sample = task.run(bench)
+                except AgentFailed as error:
+                    failures += 1
+                    able.remove(bench)
+                    progress.print(f"{task.measure.key:8} failed: {error}", style="red", markup=False)
+                    continue
+                results.add(task.measure, bench.entry.name, sample)
+                line = _line(task, bench.entry, sample, rep, reps, time.monotonic() - start)
+                progress.print(line, markup=False, soft_wrap=True)
+            able = able[1:] + able[:1]
+    return failures
+
+
+def _line(task: Task, entry: Entry, sample: Sample, rep: int, reps: int, took: float) -> str:
+    noise = sample.extras.get("others_pct", 0.0)
+    note = f"  (others used {noise:.0f} % of a core)" if noise >= 20 else ""
+    value = f"{sample.value:,.0f}" if sample.value >= 100 else f"{sample.value:.2f}"
+    head = f"{task.measure.key:8} {entry.name:14} {rep + 1}/{reps}"
+    return f"{head} {value:>9} {task.measure.unit}  in {took:.1f} s{note}"

@@ -1,0 +1,234 @@
+"""The workloads: what is done, and when the clock runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from benchmarks import cpu
+from benchmarks.adapter import STEPS
+from benchmarks.agents import AgentFailed, Agents
+from benchmarks.board import MARKS, Board
+from benchmarks.registry import Entry
+from benchmarks.samples import Measure, Sample, percentile
+from benchmarks.server import Server
+
+STALL = 30.0
+"""Seconds without a single finished job after which a run is given up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """How much of each."""
+
+    jobs: int = 20_000
+    chains: int = 4_000
+    singles: int = 1_000
+    bulk: int = 20_000
+    latencies: int = 200
+
+
+QUICK = Sizes(chains=1_000, singles=500, latencies=100)
+assert QUICK.latencies < MARKS
+
+
+class Bench:
+    """One engine on one server, ready to run any workload."""
+
+    def __init__(self, server: Server, entry: Entry, python: Path, board: Board, extra: dict[str, Any]) -> None:
+        self.server, self.entry, self.board = server, entry, board
+        self._python, self._extra = python, extra
+        self.database = f"bench_{entry.name}"
+
+    @contextmanager
+    def fresh(self, workload: str) -> Iterator[Agents]:
+        """An empty database and a clear board."""
+        url = self.server.recreate(self.database)
+        self.board.clear()
+        options = {**self.entry.settings(workload), **self._extra}
+        try:
+            yield Agents(self.entry, self._python, url, self.board, options)
+        finally:
+            self.server.drop(self.database)
+
+    def connect(self) -> psycopg.Connection[Any]:
+        return psycopg.connect(self.server.url(self.database), autocommit=True)
+
+    def vacuum(self) -> None:
+        """Statistics as on a system that has run for a while."""
+        with self.connect() as connection:
+            connection.execute("VACUUM ANALYZE")
+
+    def scaled(self, workload: str, count: int) -> int:
+        """The number of jobs for this engine."""
+        return max(1, round(count * self.entry.share.get(workload, 1.0)))
+
+    def count(self, connection: psycopg.Connection[Any], statement: str) -> int:
+        row = connection.execute(statement.encode()).fetchone()
+        assert row is not None
+        return int(row[0])
+
+
+class _Costs:
+    """WAL, commits and CPU from construction to ``stop``."""
+
+    def __init__(self, bench: Bench, pids: list[int]) -> None:
+        self._server, self._database, self._pids = bench.server, bench.database, pids
+        self._commits = self._server.commits(self._database)
+        self._start = self._read()
+
+    def _read(self) -> tuple[float, int, float | None, float, float | None, float]:
+        workers = sum(cpu.seconds(pid) for pid in self._pids)
+        return (
+            time.monotonic(),
+            self._server.wal(),
+            self._server.cpu(),
+            workers,
+            cpu.busy(),
+            time.process_time(),
+        )
+
+    def stop(self) -> None:
+        self._end = self._read()
+
+    def per_job(self, jobs: int, own_commits: int = 0) -> dict[str, float]:
+        """Costs per job; to be asked when the sessions are closed: their commits are counted only then."""
+        time.sleep(0.1)  # a session's last statistics arrive while it ends
+        commits = self._server.commits(self._database) - self._commits - own_commits
+        (t0, wal0, server0, workers0, busy0, me0), (t1, wal1, server1, workers1, busy1, me1) = (
+            self._start,
+            self._end,
+        )
+        costs = {"wal_bytes": (wal1 - wal0) / jobs, "commits": commits / jobs}
+        if self._pids:
+            costs["client_ms"] = 1000 * (workers1 - workers0) / jobs
+        if server0 is not None and server1 is not None:
+            costs["server_ms"] = 1000 * (server1 - server0) / jobs
+            if busy0 is not None and busy1 is not None and self._pids:
+                others = (busy1 - busy0) - (server1 - server0) - (workers1 - workers0) - (me1 - me0)
+                costs["others_pct"] = max(0.0, 100 * others / (t1 - t0))
+        return costs
+
+
+def drain(bench: Bench, *, workload: str, kind: str, count: int, procs: int) -> Sample:
+    """Insert first, then start the workers; the clock runs from the first body to the last commit.
+
+    Raises ``AgentFailed`` when a worker dies, when it stalls, or when rows finished are not those inserted.
+    """
+    count = bench.scaled(workload, count)
+    steps = STEPS if kind == "chain" else 1
+    rows = count * (steps if bench.entry.row_per_step else 1)
+    with bench.fresh(workload) as agents:
+        agents.call("prepare", kind=kind, count=count)
+        bench.vacuum()
+        with bench.connect() as connection, agents.workers(procs) as workers:
+            _wait(lambda: bench.board.ready() == procs, workers)
+            time.sleep(0.3)
+            costs = _Costs(bench, [worker.pid for worker in workers])
+            bench.board.open_gate()
+            _until_hits(bench, count * steps, workers)
+            polls = _until_committed(bench, connection)
+            end = time.monotonic()
+            costs.stop()
+            done = bench.count(connection, bench.entry.done)
+            seconds = end - bench.board.first()
+        if done != rows:
+            raise AgentFailed(f"{bench.entry.name}: {rows} rows inserted, {done} finished")
+        return Sample(count * steps / seconds, count, costs.per_job(count * steps, polls + 1))
+
+
+def insert(bench: Bench, *, count: int, bulk: bool) -> Sample:
+    """Insert from one process, one call awaited after the other; no worker runs."""
+    count = bench.scaled("C", count) if bulk else count
+    with bench.fresh("C") as agents:
+        agents.call("prepare", kind="noop", count=0)
+        costs = _Costs(bench, [])
+        answer = agents.call("insert", bulk=bulk, count=count)
+        costs.stop()
+        extras = costs.per_job(count)
+        extras["client_ms"] = 1000 * answer["cpu"] / count
+        return Sample(count / answer["seconds"], count, extras)
+
+
+def latency(bench: Bench, *, count: int, local: bool) -> Sample:
+    """From the call of insert to the start of the body on an idle engine, every 20 ms: p50 and p99."""
+    with bench.fresh("D") as agents:
+        agents.call("prepare", kind="noop", count=0)
+        if local:
+            values = agents.call("latency_local", count=count)["ms"]
+        else:
+            with agents.workers(1):
+                bench.board.open_gate()
+                values = agents.call("latency", count=count)["ms"]
+    return Sample(percentile(values, 0.5), count, {"p99": percentile(values, 0.99)})
+
+
+def _wait(condition: Callable[[], bool], workers: list[Any], limit: float = STALL) -> None:
+    end = time.monotonic() + limit
+    while not condition():
+        if any(worker.poll() is not None for worker in workers):
+            raise AgentFailed("a worker died")
+        if time.monotonic() > end:
+            raise AgentFailed(f"nothing happened for {limit:g} s")
+        time.sleep(0.002)
+
+
+def _until_hits(bench: Bench, wanted: int, workers: list[Any]) -> None:
+    while (seen := bench.board.hits()) < wanted:
+        _wait(lambda seen=seen: bench.board.hits() > seen, workers)  # type: ignore[misc]
+
+
+def _until_committed(bench: Bench, connection: psycopg.Connection[Any], limit: float = STALL) -> int:
+    """All bodies have run; wait for the last commits. The number of looks that it took."""
+    polls, give_up = 1, time.monotonic() + limit
+    while left := bench.count(connection, bench.entry.left):
+        if time.monotonic() > give_up:
+            raise AgentFailed(f"{bench.entry.name}: all jobs ran, {left} of them are not finished")
+        polls += 1
+        time.sleep(0.002)
+    return polls
+
+
+@dataclass(frozen=True)
+class Task:
+    """One measure and how to take one sample of it."""
+
+    letter: str
+    measure: Measure
+    run: Callable[[Bench], Sample]
+
+
+def tasks(only: str, procs: list[int], sizes: Sizes) -> list[Task]:
+    """The tasks of the workloads named by the letters in ``only``."""
+    found = [
+        *(_draining("A", "noop", "no-op jobs", "jobs/s", sizes.jobs, workers) for workers in procs),
+        *(_draining("B", "chain", f"chains of {STEPS} steps", "steps/s", sizes.chains, workers) for workers in procs),
+        Task("C", Measure("C", "insert one by one", "rows/s"), partial(insert, count=sizes.singles, bulk=False)),
+        Task(
+            "C",
+            Measure("C.bulk", "insert 1,000 a call", "rows/s"),
+            partial(insert, count=sizes.bulk, bulk=True),
+        ),
+        _latency("D", "same process", sizes.latencies, local=True),
+        _latency("D.other", "another process", sizes.latencies, local=False),
+    ]
+    return [task for task in found if task.letter in only]
+
+
+def _draining(letter: str, kind: str, title: str, unit: str, count: int, procs: int) -> Task:
+    key = letter if procs == 1 else f"{letter}.{procs}"
+    plural = "1 worker process" if procs == 1 else f"{procs} worker processes"
+    run = partial(drain, workload=letter, kind=kind, count=count, procs=procs)
+    return Task(letter, Measure(key, f"{title}, {plural}", unit), run)
+
+
+def _latency(key: str, where: str, count: int, *, local: bool) -> Task:
+    measure = Measure(key, f"insert to start, {where}, p50", "ms", lower_is_better=True)
+    return Task("D", measure, partial(latency, count=count, local=local))
