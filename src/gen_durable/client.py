@@ -10,7 +10,7 @@ import select
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, TypeAlias
 
 import msgspec
@@ -128,6 +128,10 @@ class _LocalWorker:
         """Rows were inserted."""
         raise NotImplementedError
 
+    def lanes_changed(self) -> None:
+        """There are new lanes."""
+        raise NotImplementedError
+
 
 class Client:
     """The calls. An :class:`gen_durable.Engine` is one; it is open between ``async with``'s begin and end."""
@@ -207,6 +211,8 @@ class Client:
                 await pool.putconn(connection)
         except (PoolTimeout, PoolClosed) as error:
             raise unreachable(self._url, error) from error
+        except (psycopg.DataError, psycopg.errors.ProgramLimitExceeded, psycopg.errors.StatementTooComplex) as error:
+            raise InvalidArgument(f"Postgres refused a value of {request.statement.name}: {str(error).strip()}") from error
         except psycopg.OperationalError as error:
             if error.sqlstate and error.sqlstate[:2] != "08" and error.sqlstate[:3] != "57P":
                 raise
@@ -273,8 +279,8 @@ class Client:
         lanes = await self._lanes_for({lane: spec for spec, lane, _ in checked})
         for _, lane, row in checked:
             row.lane = lanes[lane]
-        queues = {lane.queue for _, lane, row in checked if row.delay is None and row.at is None}
-        later = any(row.delay is not None or row.at is not None for _, _, row in checked)
+        queues = {lane.queue for _, lane, row in checked if not row.delay}  # "at" may have passed
+        later = any(row.delay or row.at is not None for _, _, row in checked)
         others = {queue for queue in queues if self._local is None or not self._local.takes(queue)}
         notify = self._must_notify(others, later)
         rows = [row for _, _, row in checked]
@@ -285,8 +291,8 @@ class Client:
             for queue in others:
                 self._tell_later(queue)
         if self._local is not None:
-            delays = [row.delay for _, _, row in checked if row.delay is not None]
-            self._local.inserted(queues, min(delays, default=None))
+            waits = [row.delay or 0.0 for _, _, row in checked if row.delay or row.at is not None]
+            self._local.inserted(queues, min(waits, default=None))
         return [
             Inserted(Handle(place.id, row.key, spec.name, self), place.duplicate)
             for (spec, _, row), place in zip(checked, placed, strict=True)
@@ -335,6 +341,8 @@ class Client:
             keeps = {key: self._keep(spec) for key, spec in missing.items()}
             self._lanes.update(await self._call(ensure_lanes(self._sql, keeps)))
             # Workers that run these queues must learn of the new lanes.
+            if self._local is not None:
+                self._local.lanes_changed()
             await self._fetch(self._sql["queues/wake"].bind(messages=["l:"]))
         return {key: self._lanes[key] for key in wanted}
 
@@ -428,9 +436,14 @@ class Client:
         """
         if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= 1000:
             raise InvalidArgument(f"limit={limit!r}: use a whole number from 1 to 1000")
+        if isinstance(after, bool) or not (after is None or (isinstance(after, int) and abs(after) < 2**63)):
+            raise InvalidArgument(f"after={after!r}: give the `next` of the page before")
+        for name, given in (("machine", machine), ("queue", queue), ("key_prefix", key_prefix)):
+            if given:
+                check_name(given, name)
         statuses = None
         if status is not None:
-            labels = [status] if isinstance(status, str) else list(status)
+            labels = list(status) if isinstance(status, list | tuple | set | frozenset) else [status]
             for label in labels:
                 if all(label != known.label for known in Status):
                     names = ", ".join(dict.fromkeys(s.label for s in Status))
@@ -560,6 +573,10 @@ async def _check_if_idle(connection: AsyncConnection[Row]) -> None:
 def _check_target(target: int | str) -> int | str:
     if isinstance(target, bool) or not isinstance(target, int | str):
         raise InvalidArgument(f"target={target!r}: give an id (a number) or a key (a string)")
+    if isinstance(target, str):
+        return check_name(target, "target")
+    if not -(2**63) <= target < 2**63:
+        raise NoSuchInstance(target)
     return target
 
 
@@ -570,7 +587,10 @@ def _check_at(at: datetime | None) -> datetime | None:
         raise InvalidArgument(f"at={at!r}: give an aware datetime")
     if at.tzinfo is None or at.utcoffset() is None:
         raise InvalidArgument(f"at={at!r} has no time zone: give an aware datetime, like datetime.now(UTC)")
-    return at
+    try:
+        return at.astimezone(UTC)
+    except OverflowError:
+        raise InvalidArgument(f"at={at!r} is out of range: its UTC time must be in the years 1 to 9999") from None
 
 
 def _outcome_of(found: Snapshot) -> Any:
