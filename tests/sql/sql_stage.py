@@ -1,0 +1,173 @@
+"""A stage for tests that step single statements by hand: one schema, plain connections, and a few shorthands."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+from psycopg import AsyncConnection
+
+from gen_durable._store.connection import fetch
+from gen_durable._store.operation import Row, catalog, channel_of, render, tokens
+
+PATIENCE = 10.0
+
+Connection = AsyncConnection[Row]
+
+
+def encode(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def outcome(id_: int, rev: int, op: int, **fields: Any) -> dict[str, Any]:
+    """One element of a commit's list, as the worker sends it; op 0 goes on, 1 goes back, 2 ends."""
+    basic: dict[str, Any] = {"id": id_, "rev": rev, "op": op, "kind": 0, "ran": "one", "tried": 0, "took": 0.25}
+    basic["history"] = 1
+    if op == 1:
+        basic |= {"step": "one", "attempt": 0, "crashes": 0, "delay": 0.0}
+    elif op == 2:
+        basic |= {"keep": 86400.0, "kind": 3}
+    else:
+        basic |= {"step": "two"}
+    return basic | fields
+
+
+class Stage:
+    """The statements of one schema, run one at a time on connections of the test's choice."""
+
+    def __init__(self, schema: str, connect: Callable[[], Awaitable[Connection]], main: Connection) -> None:
+        self.schema = schema
+        self.sql = catalog(schema)
+        self.lockspace = int(tokens(schema)["{lockspace}"])
+        self.connect = connect
+        self.main = main
+        self._workers: set[int] = set()
+
+    async def run(self, statement: str, /, *, on: Connection | None = None, **values: Any) -> list[Row]:
+        """Runs a statement of the store."""
+        return await fetch(on or self.main, self.sql[statement].bind(**values))
+
+    async def ask(self, text: str, *values: Any, on: Connection | None = None) -> list[Row]:
+        """Runs SQL of the test's own; {schema} and {clock} stand for what they stand for in the store."""
+        cursor = await (on or self.main).execute(render(text, self.schema).encode(), values or None, prepare=False)
+        return await cursor.fetchall() if cursor.description else []
+
+    async def value(self, text: str, *values: Any, on: Connection | None = None) -> Any:
+        rows = await self.ask(text, *values, on=on)
+        return rows[0][0] if rows else None
+
+    # What the engine does, in one line each -------------------------------------------------------
+
+    async def lane(
+        self, queue: str = "q", machine: str = "m", version: int = 1, retention: float | None = 86400.0
+    ) -> int:
+        listed = [{"queue": queue, "machine": machine, "version": version, "retention": retention}]
+        rows = await self.run("queues/lanes", lanes=encode(listed))
+        return next(row[3] for row in rows)
+
+    async def insert(
+        self, *rows: dict[str, Any], notify: bool = False, soon: float = 5.0, on: Connection | None = None
+    ) -> list[int | None]:
+        """Inserts rows; their ids in the order given, None for a duplicate."""
+        listed = [{"step": "one", "state": {}} | row for row in rows]
+        answer = await self.run("inserting/insert", on=on, rows=encode(listed), notify=notify, soon=soon)
+        places = {row[0]: row[1] for row in answer}
+        return [places[place] for place in range(1, len(rows) + 1)]
+
+    async def claim(self, *wants: tuple[int, int, int], worker: int = 7, on: Connection | None = None) -> list[Row]:
+        """Claims, for a worker that is registered if the test has not done it; a want is (lane, pool, room)."""
+        if worker not in self._workers:
+            await self.register(worker)
+        pools = [pool for _, pool, _ in wants]
+        listed = [
+            {"lane": lane, "pool": pool, "room": room, "solo": pools.count(pool) == 1} for lane, pool, room in wants
+        ]
+        return await self.run("claiming/claim", on=on, worker=worker, wants=encode(listed))
+
+    async def commit(
+        self, *outcomes: dict[str, Any], worker: int = 7, wake: list[str] | None = None, on: Connection | None = None
+    ) -> list[int]:
+        """The ids that were committed; each came with its next rev."""
+        rows = await self.run(
+            "committing/commit", on=on, worker=worker, outcomes=encode(list(outcomes)), wake=wake or []
+        )
+        revs = {given["id"]: given["rev"] for given in outcomes}
+        done = [row for row in rows if row[0] > 0]
+        assert all(rev == revs[id_] + 1 for id_, rev in done)
+        return sorted(id_ for id_, _ in done)
+
+    async def history(self, id_: int) -> list[Row]:
+        """An instance's transitions: seq, outcome, step, attempt, took, worker, error, state."""
+        rows = await self.run("reading/history", id=id_)
+        return [(r[0], r[3], r[1], r[2], r[4], r[6], r[7], r[8]) for r in rows]
+
+    async def release(self, *claims: tuple[int, int], worker: int = 7, on: Connection | None = None) -> int:
+        listed = encode([{"id": id_, "rev": rev} for id_, rev in claims])
+        rows = await self.run("claiming/release", on=on, worker=worker, claims=listed)
+        count: int = rows[0][0]
+        return count
+
+    async def register(
+        self, worker: int = 7, *, lock: bool = False, seen: float = 0.0, on: Connection | None = None
+    ) -> None:
+        """Registers a worker that was last seen so many seconds ago."""
+        self._workers.add(worker)
+        await self.run(
+            "workers/register",
+            on=on,
+            worker=worker,
+            name=f"w{worker}",
+            host="here",
+            pid=1,
+            queues="{}",
+            lanes=[],
+            lock=lock,
+        )
+        await self.ask(
+            "UPDATE {schema}.workers SET seen_at = {clock} - make_interval(secs => %s) WHERE id = %s", seen, worker
+        )
+
+    async def reap(
+        self,
+        *,
+        lease: float = 15.0,
+        grace: float = 0.8,
+        batch: int = 1000,
+        keep: bool = True,
+        on: Connection | None = None,
+    ) -> tuple[int, list[int]]:
+        """How many claims came back, and which workers were found dead."""
+        rows = await self.run("workers/reap", on=on, lease=lease, grace=grace, batch=batch, keep=keep)
+        dead = [worker for worker, _ in msgspec.json.decode(rows[0][1])]
+        return rows[0][0], sorted(dead)
+
+    async def row(self, id_: int, columns: str = "status, worker, rev, attempt, crashes, step, state") -> Row | None:
+        """A live row's columns."""
+        rows = await self.ask(f"SELECT {columns} FROM {{schema}}.instances WHERE id = %s", id_)
+        return rows[0] if rows else None
+
+    # Watching -------------------------------------------------------------------------------------
+
+    async def until_waiting(self, task: asyncio.Task[Any], connection: Connection) -> None:
+        """Until the server says that what the connection runs waits for somebody's lock."""
+        until = time.monotonic() + PATIENCE
+        pid = connection.info.backend_pid
+        while True:
+            rows = await self.ask("SELECT wait_event_type FROM pg_stat_activity WHERE pid = %s", pid)
+            if rows and rows[0][0] == "Lock":
+                return
+            assert not task.done(), f"it was to wait for a lock, but came to its end: {task}"
+            assert time.monotonic() < until, f"it was to wait for a lock; it waits for {rows}"
+
+    async def heard(self, ear: Connection) -> list[str]:
+        """What a listening connection has heard up to now, each message once for each transaction that sent it."""
+        await self.ask(f"SELECT pg_notify('{channel_of(self.schema)}', 'end')")
+        messages: list[str] = []
+        async for notice in ear.notifies(timeout=PATIENCE):
+            if notice.payload == "end":
+                return messages
+            messages.append(notice.payload)
+        raise AssertionError("the end of the notifications did not come")

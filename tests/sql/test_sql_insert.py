@@ -1,0 +1,220 @@
+"""insert, holders, promote, lanes, pause, wake: what comes in, and when it becomes due."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import psycopg
+import pytest
+from sql_stage import Connection, Stage, encode, outcome
+
+from gen_durable._store.connection import set_up
+from gen_durable._store.inserting import LaneKey, NewInstance, ensure_lanes, insert_all
+from gen_durable._store.operation import drive
+
+
+async def test_a_row_is_stored_as_given(stage: Stage) -> None:
+    lane = await stage.lane()
+    (id_,) = await stage.insert(
+        {"lane": lane, "step": "s", "state": {"a": [1, None, "é"]}, "key": "k", "priority": -32768}
+    )
+    assert await stage.row(id_, "status, worker, rev, attempt, crashes, step, state, key, priority, lane, error") == (
+        0, None, 0, 0, 0, "s", '{"a": [1, null, "é"]}'.encode(), "k", -32768, lane, None,
+    )  # fmt: skip
+
+
+async def test_when_a_row_is_due(stage: Stage) -> None:
+    """R6: a delay counts from the database's clock; what is due already is runnable at once."""
+    lane = await stage.lane()
+    placed = await stage.insert(
+        {"lane": lane},
+        {"lane": lane, "delay": 0},
+        {"lane": lane, "delay": 90},
+        {"lane": lane, "at": "2020-01-01T00:00:00+02:00"},
+        {"lane": lane, "at": "2999-01-01T00:00:00Z"},
+    )
+    text = "SELECT status, extract(epoch FROM due_at - inserted_at)::float8 FROM {schema}.instances ORDER BY id"
+    (now, none, later, past, future) = await stage.ask(text)
+    assert now == none == (0, 0.0)
+    assert later == (1, 90.0)
+    assert past[0] == 0
+    assert future[0] == 1
+    assert await stage.value("SELECT due_at = '2019-12-31 22:00+00' FROM {schema}.instances WHERE id = %s", placed[3])
+
+
+@pytest.mark.parametrize("steady", [True, False])
+async def test_ids_follow_the_list_over_any_number_of_lanes(stage: Stage, connect: Any, steady: bool) -> None:
+    """R17: rows of one call are equally old, so their ids say who is first; also on the client's connections."""
+    rows = [{"queue": "q", "machine": f"m{n:03}", "version": 1, "retention": 86400.0} for n in range(300)]
+    lanes = [row[3] for row in await stage.run("queues/lanes", lanes=encode(rows))]
+    await stage.ask("ANALYZE {schema}.lanes")
+    client: Connection = await connect()
+    await set_up(client, steady=steady)
+    wanted = [{"lane": lanes[(n * 37) % 300]} for n in range(150)]
+    for keyed in (False, True):
+        given = [row | {"key": f"{(n * 7919) % 1000:04}"} if keyed else row for n, row in enumerate(wanted)]
+        placed = await stage.insert(*given, on=client)
+        assert placed == sorted(placed)
+
+
+async def test_a_key_is_given_once_among_the_living(stage: Stage) -> None:
+    """R16: in one call, in two, and again after the end."""
+    lane = await stage.lane()
+    first, none, other = await stage.insert({"lane": lane, "key": "a"}, {"lane": lane, "key": "a"}, {"lane": lane})
+    assert none is None
+    assert other is not None
+    again, free, fresh = await stage.insert({"lane": lane, "key": "a"}, {"lane": lane}, {"lane": lane, "key": "A"})
+    assert again is None
+    assert free is not None
+    assert fresh is not None
+    assert await stage.run("inserting/holders", keys=encode(["a", "b", "A"])) == [("a", first), ("A", fresh)]
+    rows = await stage.claim((lane, 0, 9))
+    revs = {row[0]: row[1] for row in rows}
+    assert await stage.insert({"lane": lane, "key": "a"}) == [None], "executing"
+    await stage.commit(outcome(first, revs[first], 2))
+    ((reborn,),) = [await stage.insert({"lane": lane, "key": "a"})]
+    assert reborn is not None
+
+
+async def test_an_unknown_lane_is_missing_from_the_answer(stage: Stage) -> None:
+    lane = await stage.lane()
+    rows = encode([{"lane": lane, "step": "s", "state": {}}, {"lane": 999, "step": "s", "state": {}}])
+    answer = await stage.run("inserting/insert", rows=rows, notify=True, soon=1.0)
+    assert [row[0] for row in answer] == [1]
+    with pytest.raises(LookupError, match="lane"):
+        await drive(
+            insert_all(stage.sql, [NewInstance(999, "s", msgspec.Raw(b"{}"))]),
+            lambda request: stage.run(
+                request.statement.name, **dict(zip(request.statement.parameters, request.parameters, strict=True))
+            ),
+        )
+
+
+async def test_a_row_that_is_refused_leaves_the_call_undone(stage: Stage) -> None:
+    lane = await stage.lane()
+    for bad in ({"priority": 40_000}, {"at": "never"}, {"delay": 1e300}):
+        with pytest.raises(psycopg.DataError):
+            await stage.insert({"lane": lane}, {"lane": lane} | bad)
+    assert await stage.ask("SELECT FROM {schema}.instances") == []
+
+
+async def test_who_is_told_of_an_insert(stage: Stage, ear: Connection) -> None:
+    """R19: each queue with due rows once; timers when something is due before they look by themselves."""
+    q, r = await stage.lane("q"), await stage.lane("r")
+    q2 = await stage.lane("q", "other")
+    await stage.insert(*[{"lane": q}] * 3, {"lane": q2}, {"lane": r}, notify=True)
+    assert sorted(await stage.heard(ear)) == ["q:q", "q:r"]
+    await stage.insert({"lane": q, "delay": 4}, notify=True, soon=5.0)
+    assert await stage.heard(ear) == ["t:"]
+    await stage.insert({"lane": q, "delay": 6}, notify=True, soon=5.0)
+    assert await stage.heard(ear) == []
+    await stage.insert({"lane": q, "key": "k"}, notify=False)
+    assert await stage.heard(ear) == []
+    await stage.insert({"lane": q, "key": "k"}, notify=True)
+    assert await stage.heard(ear) == [], "a duplicate is no news"
+
+
+async def test_a_wake_up_rides_on_the_transaction(stage: Stage, ear: Connection) -> None:
+    """R19: nobody is told of a row that was rolled back."""
+    lane = await stage.lane()
+    writer = await stage.connect()
+    async with writer.transaction(force_rollback=True):
+        await stage.insert({"lane": lane}, notify=True, on=writer)
+    assert await stage.heard(ear) == []
+
+
+async def test_wake_sends_what_it_is_given(stage: Stage, ear: Connection) -> None:
+    assert len(await stage.run("queues/wake", messages=["l:", "q:" + "x" * 512])) == 2
+    assert await stage.heard(ear) == ["l:", "q:" + "x" * 512]
+
+
+# Promoting ----------------------------------------------------------------------------------------
+
+
+async def test_promote_brings_due_rows_forward_in_order_and_says_when_to_come_again(
+    stage: Stage, ear: Connection
+) -> None:
+    """R14, R19"""
+    q, r = await stage.lane("q"), await stage.lane("r")
+    placed = await stage.insert(*[{"lane": q, "delay": 100 + n} for n in range(4)], {"lane": r, "delay": 50})
+    ((count, told, until),) = await stage.run("timing/promote", batch=10)
+    assert (count, told) == (0, 0)
+    assert 40 < until <= 50
+    await stage.ask("UPDATE {schema}.instances SET due_at = due_at - interval '102.5 s'")
+    ((count, _, until),) = await stage.run("timing/promote", batch=2)
+    assert count == 2
+    assert 0 < until <= 0.5
+    assert await stage.row(placed[4], "status") == (0,)
+    assert await stage.row(placed[0], "status") == (0,)
+    assert await stage.row(placed[1], "status") == (1,)
+    assert sorted(await stage.heard(ear)) == ["q:q", "q:r"]
+    ((count, *_),) = await stage.run("timing/promote", batch=10)
+    assert count == 2
+    assert await stage.heard(ear) == ["q:q"]
+    assert await stage.row(placed[0], "rev, attempt, due_at > {clock}") == (0, 0, False)
+
+
+async def test_promote_says_so_when_nothing_is_scheduled(stage: Stage) -> None:
+    assert await stage.run("timing/promote", batch=10) == [(0, 0, None)]
+
+
+async def test_two_promoters_do_not_wait_for_each_other(stage: Stage) -> None:
+    lane = await stage.lane()
+    await stage.insert(*[{"lane": lane, "delay": 1}] * 4)
+    await stage.ask("UPDATE {schema}.instances SET due_at = due_at - interval '1 h'")
+    other = await stage.connect()
+    async with other.transaction():
+        assert (await stage.run("timing/promote", batch=3, on=other))[0][0] == 3
+        assert (await stage.run("timing/promote", batch=3))[0][0] == 1
+
+
+# Lanes and queues ---------------------------------------------------------------------------------
+
+
+async def test_lanes_are_made_once_and_keep_their_numbers(stage: Stage) -> None:
+    wanted = {LaneKey("q", "m", 1): 60.0, LaneKey("q", "m", 2): None, LaneKey("r", "m", 1): 60.0}
+
+    async def go(keeps: dict[LaneKey, float | None]) -> dict[LaneKey, int]:
+        return await drive(
+            ensure_lanes(stage.sql, keeps),
+            lambda request: stage.run(
+                request.statement.name, **dict(zip(request.statement.parameters, request.parameters, strict=True))
+            ),
+        )
+
+    first = await go(wanted)
+    assert len(set(first.values())) == 3
+    assert await go(wanted) == first
+    assert await stage.run("queues/names") == [("q",), ("r",)]
+    changed = wanted | {LaneKey("q", "m", 1): 90.0, LaneKey("s", "m", 1): 1.0}
+    second = await go(changed)
+    assert {key: second[key] for key in first} == first
+    kept = dict(await stage.ask("SELECT id, retention FROM {schema}.lanes"))
+    assert kept == {second[key]: keep for key, keep in changed.items()}
+    known = await stage.run("queues/known", queues=["q", "nowhere"])
+    assert known == [("q", "m", 1, first[LaneKey("q", "m", 1)]), ("q", "m", 2, first[LaneKey("q", "m", 2)])]
+
+
+async def test_a_lane_that_comes_to_a_paused_queue_is_paused(stage: Stage, ear: Connection) -> None:
+    old = await stage.lane("q", "old")
+    await stage.run("queues/pause", queue="q", paused=True)
+    assert await stage.heard(ear) == ["q:q"]
+    new = await stage.lane("q", "new")
+    other = await stage.lane("r", "new")
+    paused = dict(await stage.ask("SELECT id, paused FROM {schema}.lanes"))
+    assert paused == {old: True, new: True, other: False}
+    assert await stage.ask("SELECT name, paused, paused_at IS NULL FROM {schema}.queues ORDER BY 1") == [
+        ("q", True, False),
+        ("r", False, True),
+    ]
+    await stage.run("queues/pause", queue="q", paused=False)
+    assert await stage.ask("SELECT FROM {schema}.lanes WHERE paused") == []
+    assert await stage.value("SELECT paused_at FROM {schema}.queues WHERE name = 'q'") is None
+
+
+async def test_a_queue_can_be_paused_before_it_has_lanes(stage: Stage) -> None:
+    await stage.run("queues/pause", queue="new", paused=True)
+    lane = await stage.lane("new")
+    await stage.insert({"lane": lane})
+    assert await stage.claim((lane, 0, 1)) == []
