@@ -1,0 +1,48 @@
+"""The code of the documentation runs, against a real database."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from docs_support import blocks, name_of, pages, run_page
+
+from gen_durable import Engine
+
+WITH_CODE = [page for page in pages() if blocks(page, "python")]
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch, database_url: str, migrated: str, tmp_path: Path) -> None:
+    """What a reader has: a database in the environment, an empty folder; engines keep to the test's schema."""
+    monkeypatch.setenv("GEN_DURABLE_DATABASE_URL", database_url)
+    monkeypatch.setitem(Engine.__init__.__kwdefaults__, "schema", migrated)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("world")
+@pytest.mark.parametrize("page", WITH_CODE, ids=name_of)
+async def test_the_python_blocks_of_a_page_run_in_order(page: Path) -> None:
+    """Every block runs as it stands, in one namespace for each page; those marked ``no-run`` compile."""
+    ran = await run_page(page)
+    assert ran or not any(block.runs for block in blocks(page, "python"))
+
+
+async def test_a_block_that_fails_is_reported_at_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runner itself: blocks share names, may await, and a failed assertion names the page and the line."""
+    page = tmp_path / "page.md"
+    monkeypatch.setattr("docs_support.ROOT", tmp_path)
+    page.write_text(
+        "```python\nimport asyncio\n\nn = await asyncio.sleep(0, result=1)\n```\n\n"
+        "```python no-run\nraise SystemExit\n```\n\n```python\nassert n == 1\nassert n == 2\n```\n"
+    )
+    with pytest.raises(AssertionError) as raised:
+        await run_page(page)
+    last = raised.traceback[-1]
+    assert (str(last.path), last.lineno + 1) == (str(page), 13)
+
+
+def test_few_blocks_are_not_run() -> None:
+    """``no-run`` is for what needs another program; a guide that hides behind it proves nothing."""
+    given = [block for page in pages() for block in blocks(page, "python")]
+    assert len([block for block in given if not block.runs]) * 10 <= len(given)
