@@ -1,7 +1,8 @@
-"""The command line against a database: every command as a process of its own."""
+"""The command line against a database, in this process where that is enough, else as a process of its own."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -9,12 +10,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 import pytest
+from click.testing import CliRunner
 
 from gen_durable import Engine
+from gen_durable.cli.app import root
 
 APP = """
 import os
@@ -49,20 +52,37 @@ engine = Engine(machines=[double, mail, refuse, Order], schema=os.environ["APP_S
 """
 
 
+class Ran(NamedTuple):
+    code: int
+    stdout: str
+    stderr: str
+
+
 class Shell:
     """Runs ``gen-durable`` in a folder that has the module ``app``."""
 
-    def __init__(self, folder: Path, url: str, schema: str) -> None:
+    def __init__(self, folder: Path, url: str, schema: str, *, inside: bool = False) -> None:
         (folder / "app.py").write_text(APP)
         self.folder = folder
         self.schema = schema
+        self.inside = inside
         self.env = {**os.environ, "GEN_DURABLE_DATABASE_URL": url, "APP_SCHEMA": schema}
 
     def command(self, *args: str) -> list[str]:
-        reads = args[0] in ("show", "list", "workers", "queues", "migrate") and "--schema" not in args
-        return [sys.executable, "-m", "gen_durable", *args, *(("--schema", self.schema) if reads else ())]
+        return [sys.executable, "-m", "gen_durable", *args]
 
-    def run(self, *args: str, code: int = 0, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    def run(self, *args: str, code: int = 0, stdin: str = "") -> Ran:
+        if args[0] in ("show", "list", "workers", "queues", "migrate"):
+            args += ("--schema", self.schema)
+        done = self.call(*args, stdin=stdin)
+        assert done.code == code, done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        return done
+
+    def call(self, *args: str, stdin: str = "") -> Ran:
+        return (self._inside if self.inside else self._outside)(args, stdin)
+
+    def _outside(self, args: tuple[str, ...], stdin: str) -> Ran:
         done = subprocess.run(
             self.command(*args),
             cwd=self.folder,
@@ -73,9 +93,17 @@ class Shell:
             check=False,
             timeout=60,
         )
-        assert done.returncode == code, done.stdout + done.stderr
-        assert "Traceback" not in done.stderr
-        return done
+        return Ran(done.returncode, done.stdout, done.stderr)
+
+    def _inside(self, args: tuple[str, ...], stdin: str) -> Ran:
+        path = sys.path.copy()
+        try:
+            with contextlib.chdir(self.folder):
+                done = CliRunner(env=self.env).invoke(root, args, prog_name="gen-durable", input=stdin)
+        finally:
+            sys.modules.pop("app", None)
+            sys.path[:] = path
+        return Ran(done.exit_code, done.stdout, done.stderr)
 
     def json(self, *args: str, **options: Any) -> Any:
         return json.loads(self.run(*args, "--json", **options).stdout)
@@ -84,6 +112,12 @@ class Shell:
 @pytest.fixture
 def shell(tmp_path: Path, database_url: str, migrated: str) -> Shell:
     return Shell(tmp_path, database_url, migrated)
+
+
+@pytest.fixture
+def inside(tmp_path: Path, database_url: str, migrated: str) -> Shell:
+    """The same without a process for each command."""
+    return Shell(tmp_path, database_url, migrated, inside=True)
 
 
 @pytest.fixture
@@ -168,12 +202,12 @@ def test_insert_reads_stdin_and_prints_the_id(shell: Shell) -> None:
     assert found["status"] == "runnable"
 
 
-def test_a_taken_key_fails_or_gives_the_existing_one(shell: Shell) -> None:
+def test_a_taken_key_fails_or_gives_the_existing_one(inside: Shell) -> None:
     """R16 by the command line."""
-    first = shell.json("insert", "app:engine", "double", '{"n": 1}', "--key", "a")
-    refused = shell.run("insert", "app:engine", "double", '{"n": 2}', "--key", "a", code=1)
+    first = inside.json("insert", "app:engine", "double", '{"n": 1}', "--key", "a")
+    refused = inside.run("insert", "app:engine", "double", '{"n": 2}', "--key", "a", code=1)
     assert str(first["id"]) in refused.stderr
-    again = shell.json("insert", "app:engine", "double", '{"n": 2}', "--key", "a", "--on-conflict", "existing")
+    again = inside.json("insert", "app:engine", "double", '{"n": 2}', "--key", "a", "--on-conflict", "existing")
     assert again["id"] == first["id"]
 
 
@@ -192,37 +226,37 @@ def test_a_taken_key_fails_or_gives_the_existing_one(shell: Shell) -> None:
         (["triple", "{}"], "'triple'"),
     ],
 )
-def test_wrong_input_ends_with_2_and_inserts_nothing(shell: Shell, args: list[str], said: str) -> None:
-    done = shell.run("insert", "app:engine", *args, code=2)
+def test_wrong_input_ends_with_2_and_inserts_nothing(inside: Shell, args: list[str], said: str) -> None:
+    done = inside.run("insert", "app:engine", *args, code=2)
     assert said in done.stderr
     assert done.stdout == ""
-    assert shell.json("list")["items"] == []
+    assert inside.json("list")["items"] == []
 
 
-def test_insert_many_from_a_file_and_again(shell: Shell) -> None:
-    lines = shell.folder / "many.jsonl"
+def test_insert_many_from_a_file_and_again(inside: Shell) -> None:
+    lines = inside.folder / "many.jsonl"
     lines.write_text("".join(f'{{"n": {n}}}\n\n' for n in range(4100)))
     args = ("insert", "app:engine", "double", "--many", "many.jsonl", "--key", "n:{n}", "--priority", "3")
-    assert shell.json(*args) == {"machine": "double", "inserted": 4100, "duplicates": 0}
-    assert shell.json("show", "n:4099")["priority"] == 3
+    assert inside.json(*args) == {"machine": "double", "inserted": 4100, "duplicates": 0}
+    assert inside.json("show", "n:4099")["priority"] == 3
     lines.write_text('{"n": 1}\n{"n": 4100}\n')
-    assert shell.json(*args, code=1) == {"machine": "double", "inserted": 1, "duplicates": 1}
-    assert shell.json(*args, "--on-conflict", "existing") == {"machine": "double", "inserted": 0, "duplicates": 2}
+    assert inside.json(*args, code=1) == {"machine": "double", "inserted": 1, "duplicates": 1}
+    assert inside.json(*args, "--on-conflict", "existing") == {"machine": "double", "inserted": 0, "duplicates": 2}
 
 
 @pytest.mark.parametrize("line", ['{"n": "x"}', '{"n": 1', "[]", '{"n": 1, "m": 1}'])
-def test_a_wrong_line_is_named_and_nothing_is_inserted(shell: Shell, line: str) -> None:
+def test_a_wrong_line_is_named_and_nothing_is_inserted(inside: Shell, line: str) -> None:
     stdin = '{"n": 1}\n' * 5000 + line
-    done = shell.run("insert", "app:engine", "double", "--many", "-", code=2, stdin=stdin)
+    done = inside.run("insert", "app:engine", "double", "--many", "-", code=2, stdin=stdin)
     assert "line 5001" in done.stderr
-    assert shell.json("list")["items"] == []
+    assert inside.json("list")["items"] == []
 
 
-def test_a_key_that_can_not_be_filled_is_named(shell: Shell) -> None:
-    done = shell.run("insert", "app:engine", "double", "--many", "-", "--key", "{x}", code=2, stdin='{"n": 1}')
+def test_a_key_that_can_not_be_filled_is_named(inside: Shell) -> None:
+    done = inside.run("insert", "app:engine", "double", "--many", "-", "--key", "{x}", code=2, stdin='{"n": 1}')
     assert "line 1" in done.stderr
     assert "{x}" in done.stderr
-    shell.run("insert", "app:engine", "double", "--many", "no_such_file", code=2)
+    inside.run("insert", "app:engine", "double", "--many", "no_such_file", code=2)
 
 
 # Worker, show, list -------------------------------------------------------------------------------
@@ -262,77 +296,78 @@ async def test_a_worker_runs_what_was_inserted_and_drains(
     assert shell.json("workers")["workers"] == []
 
 
-async def test_list_filters_and_pages(shell: Shell) -> None:
-    shell.run("insert", "app:engine", "double", "--many", "-", "--key", "n:{n}", stdin='{"n": 1}\n{"n": 2}\n{"n": 3}')
-    shell.run("insert", "app:engine", "mail", '{"to": "anna"}', "--delay", "1d")
+def test_list_filters_and_pages(inside: Shell) -> None:
+    inside.run("insert", "app:engine", "double", "--many", "-", "--key", "n:{n}", stdin='{"n": 1}\n{"n": 2}\n{"n": 3}')
+    inside.run("insert", "app:engine", "mail", '{"to": "anna"}', "--delay", "1d")
 
     def ids(*args: str) -> list[str | None]:
-        return [one["key"] for one in shell.json("list", *args)["items"]]
+        return [one["key"] for one in inside.json("list", *args)["items"]]
 
     assert len(ids()) == 4
     assert len(ids("--status", "runnable", "--status", "done")) == 4
     assert ids("--status", "done") == []
     assert ids("--machine", "mail") == ids("--queue", "email") == [None]
-    assert ids("--key-prefix", "n:") == ["n:3", "n:2", "n:1"]
-    page = shell.json("list", "--key-prefix", "n:", "--limit", "2")
-    assert ids("--key-prefix", "n:", "--after", str(page["next"])) == ["n:1"]
-    plain = shell.run("list", "--limit", "2")
+    keys = ids("--key-prefix", "n:")
+    assert sorted(keys, key=str) == ["n:1", "n:2", "n:3"]
+    page = inside.json("list", "--key-prefix", "n:", "--limit", "2")
+    assert [one["key"] for one in page["items"]] == keys[:2]
+    assert ids("--key-prefix", "n:", "--after", str(page["next"])) == keys[2:]
+    plain = inside.run("list", "--limit", "2")
     assert len(plain.stdout.splitlines()) == 3
     assert "--after" in plain.stderr
 
 
-def test_show_of_what_is_not_there_fails(shell: Shell) -> None:
-    assert "id 99" in shell.run("show", "99", code=1).stderr
-    assert "key '99'" in shell.run("show", "99", "--key", code=1).stderr
+def test_show_of_what_is_not_there_fails(inside: Shell) -> None:
+    assert "id 99" in inside.run("show", "99", code=1).stderr
+    assert "key '99'" in inside.run("show", "99", "--key", code=1).stderr
 
 
-def test_queues_are_counted_paused_and_resumed(shell: Shell) -> None:
-    shell.run("insert", "app:engine", "double", "--many", "-", stdin='{"n": 1}\n{"n": 2}')
-    (count,) = shell.json("queues")["counts"]
+def test_queues_are_counted_paused_and_resumed(inside: Shell) -> None:
+    inside.run("insert", "app:engine", "double", "--many", "-", stdin='{"n": 1}\n{"n": 2}')
+    (count,) = inside.json("queues")["counts"]
     assert count == {"queue": "default", "machine": "double", "version": 1, "status": "runnable", "count": 2}
-    assert shell.run("queues").stdout.splitlines()[1].split() == ["default", "double", "1", "2"]
-    assert shell.run("queues", "pause", "default", "--schema", shell.schema).stdout == "default: paused\n"
-    with psycopg.connect(shell.env["GEN_DURABLE_DATABASE_URL"]) as connection:
-        asked = f"SELECT paused FROM {shell.schema}.queues WHERE name = 'default'"
+    assert inside.run("queues").stdout.splitlines()[1].split() == ["default", "double", "1", "2"]
+    assert inside.run("queues", "pause", "default").stdout == "default: paused\n"
+    with psycopg.connect(inside.env["GEN_DURABLE_DATABASE_URL"]) as connection:
+        asked = f"SELECT paused FROM {inside.schema}.queues WHERE name = 'default'"
         assert connection.execute(asked.encode()).fetchone() == (True,)
-        shell.run("queues", "resume", "default", "--schema", shell.schema)
+        inside.run("queues", "resume", "default")
         connection.rollback()
         assert connection.execute(asked.encode()).fetchone() == (False,)
-    assert "nope" in shell.run("queues", "pause", "nope", "--schema", shell.schema, code=2).stderr
+    assert "nope" in inside.run("queues", "pause", "nope", code=2).stderr
+
+
+def test_options_of_the_group_reach_its_commands(inside: Shell) -> None:
+    refused = inside.call("queues", "--schema", "no_such_schema", "pause", "default")
+    assert refused.code == 3
+    assert "no_such_schema" in refused.stderr
 
 
 # Development server, demo -------------------------------------------------------------------------
 
 
 def test_the_development_server_by_command(tmp_path: Path) -> None:
-    shell = Shell(tmp_path, "", "gen_durable")
-    path = ("--path", str(tmp_path / "server"))
-    assert shell.json("dev", "status", *path, code=1)["running"] is False
-    shell.run("dev", "url", *path, code=1)
+    shell = Shell(tmp_path, "", "gen_durable", inside=True)
+    assert shell.json("dev", "status", code=1)["running"] is False
+    shell.run("dev", "url", code=1)
     try:
-        started = shell.run("dev", "start", *path)
-        url = shell.run("dev", "url", *path).stdout.strip()
+        started = shell.run("dev", "start")
+        url = shell.run("dev", "url").stdout.strip()
         password = url.partition("postgres:")[2].partition("@")[0]
         assert password
         assert password not in started.stdout + started.stderr
         with psycopg.connect(url) as connection:
             assert connection.execute("SELECT 1").fetchone() == (1,)
-        assert shell.json("dev", "status", *path)["running"] is True
-    finally:
-        stopped = shell.json("dev", "stop", *path)
-    assert stopped == {"stopped": True}
-    assert shell.json("dev", "stop", *path) == {"stopped": False}
-
-
-def test_commands_that_write_say_that_the_development_server_is_used(tmp_path: Path) -> None:
-    shell = Shell(tmp_path, "", "gen_durable")
-    try:
-        assert "development server" in shell.run("migrate").stderr
+        assert shell.json("dev", "status")["running"] is True
+        # Commands that write say that it is used.
+        assert str(tmp_path) in shell.run("migrate").stderr
         done = shell.run("insert", "app:engine", "double", '{"n": 1}')
-        assert "development server" in done.stderr
+        assert str(tmp_path) in done.stderr
         assert shell.json("show", done.stdout.strip())["machine"] == "double"
     finally:
-        shell.run("dev", "stop")
+        stopped = shell.json("dev", "stop")
+    assert stopped == {"stopped": True}
+    assert shell.json("dev", "stop") == {"stopped": False}
 
 
 def test_the_demo_kills_a_worker_and_loses_nothing(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 import traceback
 from typing import Any
 
@@ -24,6 +23,7 @@ from gen_durable.errors import (
     ConfigurationError,
     DatabaseError,
     DefinitionError,
+    EmbeddedError,
     GenDurableError,
     InvalidArgument,
 )
@@ -52,21 +52,6 @@ class Root(click.RichGroup):
             click.echo(f"Error: {_message(error)}", err=True)
             ctx.exit(exit_code(error))
 
-    def main(self, args: Any = None, prog_name: str | None = None, **extra: Any) -> Any:
-        """As click's, but usage errors are framed on a terminal only."""
-        if not extra.pop("standalone_mode", True):
-            return super().main(args, prog_name, standalone_mode=False, **extra)
-        if sys.stderr.isatty():
-            return super().main(args, prog_name, **extra)
-        try:
-            code = super().main(args, prog_name, standalone_mode=False, **extra)
-        except click.ClickException as error:
-            error.show()
-            code = error.exit_code
-        except click.Abort:
-            code = INTERRUPTED
-        sys.exit(code if isinstance(code, int) else 0)
-
 
 def exit_code(error: Exception) -> int:
     """The exit code that an error ends with."""
@@ -79,6 +64,8 @@ def _message(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
     if not isinstance(error, GenDurableError):
         text = f"{type(error).__name__}: {text} (--debug shows where)"
+    if not isinstance(error, EmbeddedError):  # that one ends with lines of the server's log
+        text = " ".join(text.split())
     return _SECRET.sub(lambda found: f"{found[1]}***@" if found[1] else f"{found[2]}***", text)
 
 

@@ -54,12 +54,14 @@ async def _demo(url: str, ledger: Path, orders: int) -> bool:
     engine = Engine(url, machines=[Order], queues={"default": 1}, name="demo client")
     await engine.migrate()
     async with engine.client():
-        await engine.insert_many(Order(order=number) for number in range(orders))
-        started = time.monotonic()
         async with _workers(url, ledger):
-            killed, replaced = await _watch(engine, orders)
-        took = time.monotonic() - started
-        return await _report(engine, ledger, orders, killed, replaced, took)
+            await _two_workers(engine)
+            click.echo(f"{orders} orders, three steps each, two worker processes")
+            started = time.monotonic()
+            await engine.insert_many(Order(order=number) for number in range(orders))
+            killed, successor = await _watch(engine, orders)
+            took = time.monotonic() - started
+        return await _report(engine, ledger, orders, killed, successor, took)
 
 
 @contextlib.asynccontextmanager
@@ -82,25 +84,33 @@ async def _workers(url: str, ledger: Path) -> AsyncIterator[None]:
             await supervisor.wait()
 
 
+async def _two_workers(engine: Engine) -> None:
+    """Waits until both are registered."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            if len(await engine.workers()) >= 2:
+                return
+            await asyncio.sleep(0.1)
+
+
 async def _watch(engine: Engine, orders: int) -> tuple[int | None, int | None]:
-    """Waits until all orders ended, and kills a worker half-way; the pids of the killed one and of its successor."""
+    """Kills a worker half-way, waits until all orders ended; the pids of the killed one and of its successor."""
     killed = successor = None
     pids: set[int] = set()
-    click.echo(f"{orders} orders, three steps each, two worker processes")
     until = time.monotonic() + PATIENCE + orders / 50
     with progress("orders", orders) as advance:
         while time.monotonic() < until:
             ended = sum(one.count for one in await engine.counts() if one.status in ("done", "failed"))
             advance(ended)
             now = {worker.pid for worker in await engine.workers()}
-            if killed is None and ended >= orders / 2 and len(now) == 2:
+            if killed is None and ended >= orders / 2:
                 pids, killed = now, min(now)
                 os.kill(killed, signal.SIGKILL)
                 click.echo(f"kill -9 {killed}: half of the orders are done, others were under way in it")
             elif killed is not None and successor is None and now - pids:
                 successor = (now - pids).pop()
                 click.echo(f"worker {successor} takes its place")
-            if ended == orders:
+            if ended == orders and successor is not None:
                 break
             await asyncio.sleep(0.1)
     return killed, successor

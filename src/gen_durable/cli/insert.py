@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import rich_click as click
 
-from gen_durable.cli._options import seconds, debug_option, json_option, note_development, run, url_option
+from gen_durable.cli._options import debug_option, json_option, note_development, run, seconds, url_option
 from gen_durable.cli._output import progress, write_json
 from gen_durable.cli._target import find_machine, load_engine, reconfigure
 from gen_durable.errors import GenDurableError
@@ -132,8 +132,7 @@ async def _insert_many(engine: Engine, spec: MachineSpec, many: str, options: di
                         duplicates += sum(one.duplicate for one in placed)
                         inserted += sum(not one.duplicate for one in placed)
                         advance(inserted + duplicates)
-                except GenDurableError as error:
-                    error.add_note(f"{inserted} were inserted before")
+                except GenDurableError:
                     click.echo(f"{inserted} of {total} were inserted before this error", err=True)
                     raise
     if as_json:

@@ -19,7 +19,9 @@ COLUMNS = ("runnable", "executing", "awaiting_signal", "awaiting_children", "blo
 @click.pass_context
 def queues(ctx: click.Context, database_url: str | None, schema: str, as_json: bool) -> None:
     """Show how many instances each queue has, or pause and resume a queue."""
-    if ctx.invoked_subcommand is None:
+    if ctx.invoked_subcommand is not None:
+        ctx.default_map = {ctx.invoked_subcommand: {"database_url": database_url, "schema": schema}}
+    else:
         run(_counts(database_url, schema, as_json))
 
 

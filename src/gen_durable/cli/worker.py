@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from gen_durable.cli._options import queue_sizes, debug_option, url_option
+from gen_durable.cli._options import debug_option, queue_sizes, url_option
 from gen_durable.cli._target import load_engine, reconfigure
 
 if TYPE_CHECKING:
@@ -74,8 +74,7 @@ def worker(
     if changes:
         reconfigure(engine, **changes)
     _log(log_level)
-    loaded(engine.settings.drain_timeout)
-    _run(engine)
+    _run(engine, loaded)
 
 
 def _log(level: str) -> None:
@@ -86,16 +85,21 @@ def _log(level: str) -> None:
         logger.setLevel(level.upper())
 
 
-def _run(engine: Engine) -> None:
+def _run(engine: Engine, loaded: Callable[[float], None]) -> None:
     import asyncio
+
+    async def main() -> None:
+        await engine.database_url(development=False)  # to be refused before others like this one start
+        loaded(engine.settings.drain_timeout)
+        await engine.run()
 
     try:
         from uvloop import new_event_loop
     except ImportError:
-        asyncio.run(engine.run())
+        asyncio.run(main())
         return
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        runner.run(engine.run())
+        runner.run(main())
 
 
 def _supervise(ctx: click.Context, target: str, processes: int) -> int:
