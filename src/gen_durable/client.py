@@ -19,7 +19,7 @@ from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
 from gen_durable._store import reading
-from gen_durable._store.connection import cut, fetch, open_connection, set_up, unreachable
+from gen_durable._store.connection import cut, fetch, forbidden, open_connection, set_up, unreachable
 from gen_durable._store.inserting import LaneKey, NewInstance, Placed, ensure_lanes, insert_all
 from gen_durable._store.migrating import check_version
 from gen_durable._store.operation import Operation, Request, Row, catalog, drive
@@ -212,7 +212,10 @@ class Client:
         except (PoolTimeout, PoolClosed) as error:
             raise unreachable(self._url, error) from error
         except (psycopg.DataError, psycopg.errors.ProgramLimitExceeded, psycopg.errors.StatementTooComplex) as error:
-            raise InvalidArgument(f"Postgres refused a value of {request.statement.name}: {str(error).strip()}") from error
+            what = f"Postgres refused a value of {request.statement.name}: {str(error).strip()}"
+            raise InvalidArgument(what) from error
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise forbidden(self._url, error) from error
         except psycopg.OperationalError as error:
             if error.sqlstate and error.sqlstate[:2] != "08" and error.sqlstate[:3] != "57P":
                 raise

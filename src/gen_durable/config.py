@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from gen_durable.errors import ConfigurationError
 from gen_durable.machine import MachineSpec, spec_of
+from gen_durable.outcome import check_name
 
 __all__ = ["Settings", "database_url_from_environment"]
 
@@ -71,11 +72,16 @@ class Settings:
             _integer(name, getattr(self, name), least)
         if self.history not in ("off", "steps", "states"):
             raise ConfigurationError(f'history={self.history!r}: use "off", "steps" or "states"')
-        if not isinstance(self.name, str) or not self.name:
-            raise ConfigurationError(f"name={self.name!r}: an engine's name is a string that is not empty")
+        check_name(self.name, f"name={self.name!r}: an engine's name", error=ConfigurationError)
+        if not isinstance(self.run_ahead, bool):
+            raise ConfigurationError(f"run_ahead={self.run_ahead!r}: use True or False")
+        if self.embedded is not None and not isinstance(self.embedded, bool):
+            raise ConfigurationError(f"embedded={self.embedded!r}: use True, False or None")
 
 
-def _specs(machines: Iterable[Any]) -> tuple[MachineSpec, ...]:
+def _specs(machines: Any) -> tuple[MachineSpec, ...]:
+    if not isinstance(machines, Iterable) or isinstance(machines, str | Mapping):
+        raise ConfigurationError(f"machines={machines!r}: give a list of machine and job classes and @job functions")
     specs: dict[tuple[str, int], MachineSpec] = {}
     for given in machines:
         spec = spec_of(given)
@@ -92,8 +98,7 @@ def _queues(queues: Mapping[str, int]) -> dict[str, int]:
     if not isinstance(queues, Mapping):
         raise ConfigurationError(f"queues={queues!r}: give a dict of queue names and how many steps each runs at once")
     for name, concurrency in queues.items():
-        if not isinstance(name, str) or not name or len(name.encode()) > 512 or "\0" in name:
-            raise ConfigurationError(f"queues has the name {name!r}: use a string of 1 to 512 bytes")
+        check_name(name, f"queues has the name {name!r}: it", error=ConfigurationError)
         _integer(f"queues[{name!r}]", concurrency, 1)
     return dict(queues)
 

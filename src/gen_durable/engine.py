@@ -14,7 +14,7 @@ import psycopg
 
 from gen_durable import embedded
 from gen_durable._runtime.worker import Worker
-from gen_durable._store.connection import open_connection, parse_url, unreachable
+from gen_durable._store.connection import forbidden, open_connection, parse_url, unreachable
 from gen_durable._store.migrating import migrate
 from gen_durable._store.operation import check_schema_name
 from gen_durable.client import Client
@@ -102,7 +102,7 @@ class Engine(Client):
             url=None if url is None else parse_url(url),
             listen_url=None if listen_url is None else parse_url(listen_url),
             embedded=embedded,
-            machines=tuple(machines),
+            machines=machines,  # type: ignore[arg-type]  # specs there
             queues={"default": 50} if queues is None else queues,
             schema=schema,
             name=name,
@@ -177,6 +177,8 @@ class Engine(Client):
             raise unreachable(url, error) from None
         try:
             return await migrate(connection, self._settings.schema)
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise forbidden(url, error) from error
         finally:
             await connection.close()
 

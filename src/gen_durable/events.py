@@ -139,10 +139,12 @@ class Hooks:
         """Registers a hook.
 
         Raises:
-            ConfigurationError: for an unknown event.
+            ConfigurationError: for an unknown event, or what can't be called.
         """
         if event not in get_args(EventName):
             raise ConfigurationError(f"there is no event {event!r}; the events are {', '.join(get_args(EventName))}")
+        if not callable(hook):
+            raise ConfigurationError(f"the hook for {event!r} is {hook!r}: give a function that takes the event")
         getattr(self, event).append(hook)
 
 

@@ -14,7 +14,7 @@ from psycopg.adapt import Loader
 from psycopg.rows import tuple_row
 
 from gen_durable._store.operation import Request, Row
-from gen_durable.errors import ConfigurationError, DatabaseUnreachable
+from gen_durable.errors import ConfigurationError, DatabaseError, DatabaseUnreachable
 
 __all__ = [
     "RawJson",
@@ -22,6 +22,7 @@ __all__ = [
     "describe",
     "fetch",
     "fetch_sync",
+    "forbidden",
     "open_connection",
     "open_sync",
     "parse_url",
@@ -74,6 +75,8 @@ def parse_url(url: str) -> str:
     Raises:
         ConfigurationError: when it can't be parsed; the message does not repeat the string, which may hold a password.
     """
+    if not isinstance(url, str):
+        raise ConfigurationError(f"the database URL is a {type(url).__name__}: give a string")
     plain = re.sub(r"\A(postgres(?:ql)?)\+\w+://", r"\1://", url)
     try:
         return conninfo.make_conninfo(plain)
@@ -107,6 +110,14 @@ def unreachable(url: str, error: BaseException) -> DatabaseUnreachable:
     return DatabaseUnreachable(
         f"no connection to the database ({describe(url)}): {reason}. "
         "Check that the server runs and that the URL in use is the one you mean"
+    )
+
+
+def forbidden(url: str, error: psycopg.Error) -> DatabaseError:
+    """The error that says which right is missing, and where."""
+    return DatabaseError(
+        f"the database user may not do this ({describe(url)}): {str(error).strip()}. "
+        "Grant it what the operations guide lists, or use the role that migrated"
     )
 
 

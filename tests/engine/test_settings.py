@@ -1,0 +1,124 @@
+"""Section 14: a wrong setting is refused when the engine is built, by name, with its value and the mend."""
+
+from __future__ import annotations
+
+import math
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from gen_durable import Context, Done, Engine, Machine, job, step
+from gen_durable.errors import ConfigurationError
+
+
+@job
+async def noop() -> None: ...
+
+
+class Twin(Machine, name="noop"):
+    @step
+    async def only(self, ctx: Context) -> Done:
+        return Done()
+
+
+class Base(Machine, abstract=True):
+    n: int = 0
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"url": 5}, "database URL is a int"),
+    ({"url": "postgresql://[bad"}, "can't be parsed"),
+    ({"url": "not a url"}, "can't be parsed"),
+    ({"listen_url": 5}, "database URL is a int"),
+    ({"embedded": "yes"}, "embedded='yes'"),
+    ({"machines": noop}, "machines"),
+    ({"machines": Twin}, "machines"),
+    ({"machines": [5]}, "5 is neither a machine nor a job"),
+    ({"machines": [Base]}, "Base is abstract"),
+    ({"machines": [noop, Twin]}, "two machines have the name 'noop' and version 1"),
+    ({"queues": ["default"]}, "queues="),
+    ({"queues": {"": 1}}, "queues has the name ''"),
+    ({"queues": {"x" * 513: 1}}, "at most 512 bytes"),
+    ({"queues": {"a\0": 1}}, "NUL"),
+    ({"queues": {"\ud800": 1}}, "surrogate"),
+    ({"queues": {5: 1}}, "must be a string, not 5"),
+    ({"queues": {"a": 0}}, r"queues\['a'\]=0"),
+    ({"queues": {"a": True}}, "whole number"),
+    ({"queues": {"a": 1.5}}, r"1\.5"),
+    ({"schema": ""}, "schema=''"),
+    ({"schema": "Upper"}, "schema='Upper'"),
+    ({"schema": "pg_mine"}, "pg_"),
+    ({"schema": "x" * 51}, "1 to 50"),
+    ({"schema": 'a"; DROP SCHEMA public; --'}, "lower-case"),
+    ({"schema": None}, "schema=None"),
+    ({"name": ""}, "name=''"),
+    ({"name": 5}, "name=5"),
+    ({"name": "a\0b"}, "name="),
+    ({"name": "\ud800"}, "name="),
+    ({"name": "x" * 513}, "name="),
+    ({"run_ahead": "no"}, "run_ahead='no'"),
+    ({"history": "all"}, "history='all'"),
+    ({"history": True}, "history=True"),
+    ({"retention": -1}, "retention=-1"),
+    ({"retention": math.nan}, "retention=nan"),
+    ({"retention": "1 day"}, "retention='1 day'"),
+    ({"max_crashes": 0}, "max_crashes=0"),
+    ({"max_crashes": 2**31}, "max_crashes="),
+    ({"max_state_bytes": 0}, "max_state_bytes=0"),
+    ({"drain_timeout": -0.1}, "drain_timeout="),
+    ({"drain_timeout": math.inf}, "drain_timeout=inf"),
+    ({"lease": 0}, "lease=0"),
+    ({"heartbeat": 10}, "heartbeat=10 s is too slow for lease=15 s"),
+    ({"heartbeat": None}, "heartbeat=None"),
+    ({"poll_interval": 0}, "poll_interval=0"),
+    ({"poll_interval": True}, "poll_interval=True"),
+    ({"poll_interval": timedelta(seconds=-1)}, "poll_interval="),
+    ({"statement_timeout": "10s"}, "statement_timeout='10s'"),
+    ({"prefetch": -1}, "prefetch=-1"),
+    ({"threads": 0}, "threads=0"),
+    ({"pool_size": 0}, "pool_size=0"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), WRONG, ids=[f"{next(iter(s))}={i}" for i, (s, _) in enumerate(WRONG)])
+def test_a_wrong_setting_is_refused_when_the_engine_is_built(settings: dict[str, Any], message: str) -> None:
+    """Section 14: ``ConfigurationError`` at the earliest moment, naming the setting."""
+    with pytest.raises(ConfigurationError, match=message):
+        Engine(**settings)
+
+
+def test_settings_are_keyword_only_and_unknown_ones_refused() -> None:
+    """Section 2: all settings but the URL are keyword-only."""
+    with pytest.raises(TypeError):
+        Engine(None, True)  # type: ignore[misc]
+    with pytest.raises(TypeError, match="que"):
+        Engine(que={"default": 1})  # type: ignore[call-arg]
+
+
+def test_durations_are_seconds_or_timedeltas() -> None:
+    """The settings table: seconds or a timedelta; retention may be endless."""
+    engine = Engine(lease=timedelta(minutes=1), heartbeat=1, retention=math.inf, drain_timeout=0)
+    assert (engine.settings.lease, engine.settings.heartbeat, engine.settings.retention) == (60.0, 1.0, math.inf)
+    with pytest.raises(AttributeError):
+        engine.settings.lease = 5  # type: ignore[misc]
+
+
+def test_a_password_is_never_in_a_message() -> None:
+    """Section 14: a URL that can't be parsed may hold a password."""
+    with pytest.raises(ConfigurationError) as caught:
+        Engine("postgresql://me:s3cret@host:notaport:5/db?x")
+    assert "s3cret" not in str(caught.value)
+
+
+def test_the_same_machine_twice_is_one() -> None:
+    """Section 3: two machines of one name and version are refused; the same one given twice is no conflict."""
+    assert len(Engine(machines=[noop, noop]).settings.machines) == 1
+
+
+def test_an_unknown_event_is_refused() -> None:
+    """Section 14: ``engine.on`` names the events that there are."""
+    with pytest.raises(ConfigurationError, match="no event 'steps'; the events are step, claim"):
+        Engine().on("steps", print)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="hook"):
+        Engine().on("step", "print")  # type: ignore[arg-type]
