@@ -19,6 +19,14 @@ EVENTS: tuple[EventName, ...] = ("stale", "reaped", "worker_dead", "drain", "rec
 _journal = -1
 
 
+def open_journal(path: str) -> None:
+    """Where this process notes what happens."""
+    global _journal
+    if _journal >= 0:
+        os.close(_journal)
+    _journal = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+
 def note(**fields: Any) -> None:
     """One line in the journal: a single small append, whole even when the process is killed in the middle of a step."""
     line = json.dumps({"pid": os.getpid(), "at": time.monotonic(), **fields}, default=repr)
@@ -109,9 +117,8 @@ MACHINES = (Hold, Blocking, Chain, Suicide, quick)
 
 def main() -> None:
     """Runs a worker until it is ended."""
-    global _journal
     settings: dict[str, Any] = json.loads(sys.argv[1])
-    _journal = os.open(settings.pop("journal"), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    open_journal(settings.pop("journal"))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     engine = Engine(settings.pop("url"), machines=MACHINES, **settings)
     for event in EVENTS:

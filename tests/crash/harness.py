@@ -16,6 +16,9 @@ from typing import Any
 import psycopg
 
 from gen_durable import Engine
+from gen_durable._store.connection import fetch_sync
+from gen_durable._store.operation import catalog
+from gen_durable.status import TransitionKind
 
 WORKER = Path(__file__).with_name("chaos_worker.py")
 PATIENCE = 30.0
@@ -138,10 +141,17 @@ class Chaos:
     # What can be seen -----------------------------------------------------------------------------
 
     def rows(self, query: str, *parameters: Any) -> Rows:
-        """Asks the database, directly, over a connection of its own."""
-        with psycopg.connect(self.url, autocommit=True) as connection:
-            cursor = connection.execute(query.replace("{schema}", self.schema).encode(), parameters)
-            return cursor.fetchall() if cursor.description else []
+        """Asks the database, directly, over a connection of its own; asks again while the server is away."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                with psycopg.connect(self.url, autocommit=True) as connection:
+                    cursor = connection.execute(query.replace("{schema}", self.schema).encode(), parameters)
+                    return cursor.fetchall() if cursor.description else []
+            except psycopg.OperationalError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)  # it comes back by itself, and tells nobody
 
     def notes(self, kind: str, **fields: Any) -> list[dict[str, Any]]:
         """What the workers have noted so far."""
@@ -155,7 +165,8 @@ class Chaos:
 
     def executing(self, process: Process | None = None) -> int:
         """How many claims the table shows (those of one process)."""
-        query = "SELECT count(*) FROM {schema}.instances i LEFT JOIN {schema}.workers w ON w.id = i.worker WHERE i.status = 2"
+        query = "SELECT count(*) FROM {schema}.instances i LEFT JOIN {schema}.workers w ON w.id = i.worker"
+        query += " WHERE i.status = 2"
         if process is None:
             return int(self.rows(query)[0][0])
         return int(self.rows(query + " AND w.pid = %s", process.pid)[0][0])
@@ -165,12 +176,10 @@ class Chaos:
         return int(self.rows("SELECT count(*) FROM {schema}.instances")[0][0])
 
     def outcomes(self, instance: int) -> list[str]:
-        """The history of an instance: ``step/attempt/kind`` of each transition; kinds as in ``TransitionKind``."""
-        kinds = ["next", "retry", "sleep", "done", "failed", "cancelled", "crashed"]
-        found = self.rows(
-            "SELECT step, attempt, outcome FROM {schema}.transitions WHERE instance_id = %s ORDER BY seq", instance
-        )
-        return [f"{step}/{attempt}/{kinds[outcome]}" for step, attempt, outcome in found]
+        """The history of an instance: ``step/attempt/outcome`` of each transition."""
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            rows = fetch_sync(connection, catalog(self.schema)["reading/history"].bind(id=instance))
+        return [f"{step}/{attempt}/{TransitionKind(outcome).label}" for _, step, attempt, outcome, *_ in rows]
 
     async def settled(self, timeout: float = PATIENCE) -> None:
         """Waits until nothing is left to do, and checks that nothing failed."""

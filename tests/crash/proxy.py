@@ -70,7 +70,7 @@ class Proxy:
     # What a test does -----------------------------------------------------------------------------
 
     def freeze(self) -> None:
-        """Nothing passes in either direction, and nothing is closed: a half-open link. New connections get no answer."""
+        """Nothing passes in either direction, and nothing is closed: a half-open link, for new connections too."""
         self._call(self._set_flow(False))
 
     def thaw(self) -> None:

@@ -37,7 +37,7 @@ LATE = {"goes on": going_on, "goes back": going_back, "ends": ending}
 async def test_an_outcome_under_an_old_claim_changes_nothing(
     stepper: Stepper, build: Callable[..., Engine], kind: str
 ) -> None:
-    """R4: after a reclaim the old outcome is refused: while nobody has the row, and when another or the same worker has."""
+    """R4: after a reclaim the old outcome is refused: nobody has the row, another worker has it, or the same has."""
     async with Client(build, MACHINES) as client:
         handle = await client.insert(Chain())
     late = LATE[kind]
@@ -65,8 +65,8 @@ async def test_an_outcome_under_an_old_claim_changes_nothing(
     # Both in one batch: the old one changes nothing, and the answer tells which of the two it was.
     answer = await stepper.commit(A, late(handle.id, rev), late(handle.id, second))
     assert answer == {(handle.id, second + 1)}
-    history = await stepper.query("SELECT outcome FROM {schema}.transitions ORDER BY seq")
-    assert [kind for (kind,) in history] == [6, late(0, 0)["kind"]]
+    entries = await stepper.ask("reading/history", id=handle.id)
+    assert [entry[3] for entry in entries] == [6, late(0, 0)["kind"]]
 
 
 async def test_a_reclaim_under_a_commit_in_progress_waits_for_nobody(
@@ -128,8 +128,8 @@ async def test_the_flusher_tells_two_claims_of_one_row_apart(
         await until(lambda: sum(commit.size + commit.stale for commit in commits) == 2)
     assert [(event.id, event.step) for event in stale] == [(handle.id, "run")]
     assert [(commit.size, commit.stale) for commit in commits] == [(1, 1)], "both went in one commit"
-    history = await stepper.query("SELECT attempt, outcome FROM {schema}.transitions")
-    assert history == [(1, 3)]
+    entries = await stepper.ask("reading/history", id=handle.id)
+    assert [(entry[2], entry[3]) for entry in entries] == [(1, 3)]
 
 
 def gated_job(gates: dict[int, asyncio.Event], started: asyncio.Queue[int]) -> Any:
@@ -152,7 +152,7 @@ SHORT = {"lease": 1.5, "heartbeat": 0.5, "poll_interval": 0.2}
 async def test_a_worker_that_was_stopped_past_its_lease_commits_nothing_old(
     chaos: Chaos, build: Callable[..., Engine], machine: type[Hold | Blocking]
 ) -> None:
-    """R4, R25: SIGSTOP past the lease, another worker takes over and ends the instance; after SIGCONT the old run is void."""
+    """R4, R25: SIGSTOP past the lease: another worker ends the instance; after SIGCONT the old run is void."""
     async with Client(build, MACHINES) as client:
         # It is over when the process wakes up, so that its outcome is ready at once, before anybody tells of the death.
         handle = await client.insert(machine(seconds=0.7))
@@ -178,8 +178,8 @@ async def test_a_worker_that_was_stopped_past_its_lease_commits_nothing_old(
 async def test_a_stopped_worker_that_claims_its_row_again_commits_only_the_new_claim(
     chaos: Chaos, build: Callable[..., Engine], machine: type[Hold | Blocking]
 ) -> None:
-    """R4, R25: the only worker is stopped past its lease; its row is reclaimed, and after SIGCONT the same process claims it
-    again while the old run is still at work (a thread can't be ended): only the new run's outcome counts."""
+    """R4, R25: the only worker is stopped past its lease; its row is reclaimed, and after SIGCONT the same process
+    claims it again while the old run is still at work (a thread can't be ended): only the new run's outcome counts."""
     async with Client(build, MACHINES) as client:
         handle = await client.insert(machine(seconds=3.0))
         first = await chaos.worker(**SHORT)
@@ -208,8 +208,8 @@ async def test_a_stopped_worker_that_claims_its_row_again_commits_only_the_new_c
 async def test_a_worker_whose_heartbeats_are_cut_off_is_refused_and_starts_anew(
     chaos: Chaos, build: Callable[..., Engine], proxy: Proxy
 ) -> None:
-    """R4, R25: heartbeats don't arrive, claims and commits would: declared dead, it commits nothing old (counted as stale),
-    takes nothing under its dead id, and goes on under a new one when the link is there again."""
+    """R4, R25: heartbeats don't arrive, claims and commits would: declared dead, it commits nothing old (counted as
+    stale), takes nothing under its dead id, and goes on under a new one when the link is there again."""
     async with Client(build, MACHINES) as client:
         handle = await client.insert(Hold(seconds=4.0))
         first = await chaos.worker(listen_url=proxy.url, **SHORT)
@@ -218,12 +218,13 @@ async def test_a_worker_whose_heartbeats_are_cut_off_is_refused_and_starts_anew(
         proxy.freeze()
         reaper = await chaos.worker(queues={"other": 1}, **SHORT)
         await until(lambda: chaos.notes("worker_dead", id=number))
-        # The row is due again, and its old worker still runs, claims and doesn't know. It must get nothing: else the reaper
-        # takes the row away from it every second, and counts a crash each time.
+        # The row is due again, and its old worker still runs, claims and doesn't know. It must get nothing: else the
+        # reaper takes the row away from it every second, and counts a crash each time.
         extra = await client.insert(quick.bind(n=1))
         (stale,) = await until(lambda: chaos.notes("stale"))
         assert (stale["id"], stale["step"], stale["pid"]) == (handle.id, "wait", first.pid)
-        assert chaos.rows("SELECT status, attempt, crashes FROM {schema}.instances ORDER BY id") == [(0, 1, 1), (0, 0, 0)]
+        waiting = chaos.rows("SELECT status, attempt, crashes FROM {schema}.instances ORDER BY id")
+        assert waiting == [(0, 1, 1), (0, 0, 0)]
         proxy.thaw()
         assert await handle.result(timeout=30) == 1
         assert await extra.result(timeout=30) == 1

@@ -31,7 +31,9 @@ async def test_a_killed_workers_step_runs_again_with_the_state_it_had(
         # What the killed run had changed in memory is not there: each number is seen once.
         assert await handle.result(timeout=30) == [0, 1, 2, 3, 4]
     runs = [(n["n"], n["attempt"], n["crashes"], n["pid"] == first.pid) for n in chaos.notes("run")]
-    assert runs == [(0, 0, 0, True), (1, 0, 0, True), (2, 0, 0, True), (2, 1, 1, False), (3, 0, 0, False), (4, 0, 0, False)]
+    assert runs == [
+        (0, 0, 0, True), (1, 0, 0, True), (2, 0, 0, True), (2, 1, 1, False), (3, 0, 0, False), (4, 0, 0, False),
+    ]  # fmt: skip
     assert chaos.outcomes(handle.id) == [
         "count/0/next", "count/0/next", "count/0/crashed", "count/1/next", "count/0/next", "count/0/done",
     ]  # fmt: skip
@@ -41,7 +43,7 @@ async def test_a_killed_workers_step_runs_again_with_the_state_it_had(
 async def test_200_claims_of_a_killed_worker_run_again_within_3_seconds(
     chaos: Chaos, build: Callable[..., Engine], turn: int
 ) -> None:
-    """R25: all the claims of a worker that was killed run again on another one within 3 s, ``attempt + 1``, none left."""
+    """R25: all claims of a worker that was killed run again on another one within 3 s, ``attempt + 1``, none left."""
     # Before a third of the lease (15 s) has passed since the server's start, a missing lock is not yet trusted.
     await chaos.long_up(6.0)
     async with Client(build, MACHINES) as client:
