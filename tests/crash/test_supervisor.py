@@ -248,3 +248,28 @@ async def test_one_that_is_ended_alone_is_replaced(start: Start) -> None:
     await running.line(r"worker \d+ runs", 3)
     running.process.send_signal(signal.SIGTERM)
     assert await running.ended() == 0
+
+
+async def test_a_killed_demo_leaves_nobody_behind() -> None:
+    """Its workers end with it, and so does its server."""
+    demo = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "gen_durable", "demo", "--orders", "2000"), stdout=asyncio.subprocess.PIPE
+    )
+    assert demo.stdout is not None
+    async with asyncio.timeout(60):
+        while b"2000 orders" not in await demo.stdout.readline():
+            assert demo.returncode is None
+    offspring = descendants(demo.pid)
+    assert len(offspring) >= 4  # the server, the supervisor, two workers
+    demo.kill()
+    await demo.wait()
+    await demo.stdout.read()
+    await all_gone(offspring)
+
+
+def descendants(pid: int) -> list[int]:
+    """All processes that a process has started, and that those have started."""
+    children = [
+        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
+    ]
+    return children + [grandchild for child in children for grandchild in descendants(child)]

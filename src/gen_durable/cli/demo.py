@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -69,13 +70,17 @@ async def _workers(url: str, ledger: Path) -> AsyncIterator[None]:
     """Two worker processes under a supervisor; their log goes to a file beside the ledger."""
     from gen_durable.cli.demo_app import LEDGER
 
-    with ledger.with_name("log").open("wb") as log:
-        supervisor = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "gen_durable", "worker", "gen_durable.cli.demo_app:engine", "--processes", "2"),
-            env={**os.environ, "GEN_DURABLE_DATABASE_URL": url, LEDGER: str(ledger)},
-            stderr=log,
-            start_new_session=True,
-        )
+    ours, theirs = socket.socketpair()  # they end with this process, however it ends
+    with ledger.with_name("log").open("wb") as log, ours:
+        with theirs:
+            supervisor = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "gen_durable", "worker", "gen_durable.cli.demo_app:engine", "--processes", "2"),
+                *("--leash", str(theirs.fileno())),
+                pass_fds=[theirs.fileno()],
+                env={**os.environ, "GEN_DURABLE_DATABASE_URL": url, LEDGER: str(ledger)},
+                stderr=log,
+                start_new_session=True,
+            )
         try:
             yield
         finally:

@@ -63,9 +63,9 @@ def worker(
     """
     if embedded and database_url is not None:
         raise click.UsageError("--embedded and --database-url: give one of them")
+    loaded = _hold(leash) if leash is not None else lambda _: None
     if processes > 1:
         ctx.exit(_supervise(ctx, target, processes))
-    loaded = _hold(leash) if leash is not None else lambda _: None
     engine = load_engine(target)
     changes: dict[str, Any] = {"queues": queues, "url": database_url, "embedded": embedded or None}
     if database_url is not None:
