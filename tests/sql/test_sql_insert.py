@@ -193,13 +193,21 @@ async def test_lanes_are_made_once_and_keep_their_numbers(stage: Stage) -> None:
     kept = dict(await stage.ask("SELECT id, retention FROM {schema}.lanes"))
     assert kept == {second[key]: keep for key, keep in changed.items()}
     known = await stage.run("queues/known", queues=["q", "nowhere"])
-    assert known == [("q", "m", 1, first[LaneKey("q", "m", 1)]), ("q", "m", 2, first[LaneKey("q", "m", 2)])]
+    mark = f"{max(second.values())}"
+    assert known == [
+        ("q", "m", 1, first[LaneKey("q", "m", 1)], False, mark),
+        ("q", "m", 2, first[LaneKey("q", "m", 2)], False, mark),
+    ]
+    await stage.run("queues/pause", queue="r", paused=True)
+    assert {row[-1] for row in await stage.run("queues/known", queues=["q"])} == {
+        f"{mark}:{first[LaneKey('r', 'm', 1)]}"
+    }, "who hears nothing sees it by the mark"
 
 
 async def test_a_lane_that_comes_to_a_paused_queue_is_paused(stage: Stage, ear: Connection) -> None:
     old = await stage.lane("q", "old")
     await stage.run("queues/pause", queue="q", paused=True)
-    assert await stage.heard(ear) == ["q:q"]
+    assert await stage.heard(ear) == ["l:q"]
     new = await stage.lane("q", "new")
     other = await stage.lane("r", "new")
     paused = dict(await stage.ask("SELECT id, paused FROM {schema}.lanes"))

@@ -22,8 +22,6 @@ log = logging.getLogger("gen_durable")
 
 # A buffered row that nobody could start for this long goes back, where an idle worker may take it.
 STUCK_SECONDS = 0.5
-# Outcomes that may wait for their commit before no more is claimed.
-BACKLOG = 2000
 SMOOTHING = 0.5
 
 
@@ -48,7 +46,7 @@ class Claimer(Service):
         poll_interval: float,
         check_interval: float,
         prefetch: int,
-        uncommitted: Callable[[], int],
+        commits_lag: Callable[[], bool],
     ) -> None:
         super().__init__()
         self._link = link
@@ -60,7 +58,7 @@ class Claimer(Service):
         self._poll_interval = poll_interval
         self._check_interval = check_interval
         self._prefetch = prefetch
-        self._uncommitted = uncommitted
+        self._commits_lag = commits_lag
         self.specs: dict[int, tuple[MachineSpec, LocalQueue]] = {}
         self._trip = 0.005  # seconds that a claim takes
         self._pace = dict.fromkeys(queues, 0.0)  # starts per second
@@ -93,7 +91,7 @@ class Claimer(Service):
         return 0.0
 
     def _wanted(self, now: float) -> dict[LocalQueue, int]:
-        self.held_up = self._uncommitted() > BACKLOG
+        self.held_up = self._commits_lag()
         if self.held_up:
             return {}
         wanted = {}
@@ -167,7 +165,7 @@ class Claimer(Service):
         queue.ahead = min(self._prefetch, int(self._pace[queue.name] * self._trip * 2))
 
     async def _give_back_stuck(self, queue: LocalQueue, now: float) -> None:
-        if queue.buffer and queue.saturated and now - queue.buffer[0].buffered_at > STUCK_SECONDS:
+        if queue.buffer and (queue.paused or (queue.saturated and now - queue.buffer[0].buffered_at > STUCK_SECONDS)):
             queue.ahead = 0
             self._pace[queue.name] = 0.0
             await self.give_back(queue)

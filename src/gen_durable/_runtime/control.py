@@ -68,7 +68,7 @@ class Control:
         self._stop: asyncio.Event | None = None
         self.worker = 0
         self.lanes: list[int] = []
-        self.newest_lane = 0
+        self.lane_mark = ""
         self.listening = False
         self._locked = False
         self._link: Link | None = None
@@ -231,7 +231,7 @@ class Control:
             self.worker = 0
             self._report(self._listener.declared_dead)
             return False
-        if (rows[0][0] or 0) > self.newest_lane:
+        if rows[0][0] != self.lane_mark:
             self._report(self._listener.lanes_changed)
         return True
 

@@ -33,13 +33,9 @@ log = logging.getLogger("gen_durable")
 
 # A chain of steps of one instance gives way to others after its share.
 CHAIN_STEPS = 100
-CHAIN_SECONDS = 0.1
+CHAIN_SECONDS = 1.0
 
 _HISTORY = {"off": 0, "steps": 1, "states": 2}
-
-
-class CrashLoop(Exception):
-    """The step's worker died too often."""
 
 
 class Outbox(Protocol):
@@ -76,17 +72,20 @@ class Executor:
         started = time.monotonic()
         if not held.chain_steps:
             held.chain_since = started
+        if held.crashes >= self._max_crashes(spec):
+            record = self._end(held, TransitionKind.FAILED)
+            record.error = reason_json("CrashLoop", f"its worker died {held.crashes} times in step {held.step!r}")
+            self._hand_over(held, record, started, None)
+            return
         try:
             if step is None:
                 raise StateDecodeError(
                     f"{spec.name} version {spec.version} has no step {held.step!r} (it has {', '.join(spec.steps)}); "
                     "give a machine whose steps were renamed a new version"
                 )
-            if held.crashes >= self._max_crashes(spec):
-                raise CrashLoop(f"its worker died {held.crashes} times in step {held.step!r}")
             values = held.values if held.values is not None else spec.codec.decode(held.raw)
             held.values = None
-        except (StateDecodeError, CrashLoop) as reason:
+        except StateDecodeError as reason:
             self._hand_over(held, self._end(held, TransitionKind.FAILED, reason), started, reason)
             return
         try:
@@ -211,7 +210,7 @@ class Executor:
         return record
 
     def _may_run_ahead(self, held: Held, step: str) -> bool:
-        if self.draining or not self._settings.run_ahead or not held.spec.steps[step].run_ahead:
+        if self.draining or held.queue.paused or not self._settings.run_ahead or not held.spec.steps[step].run_ahead:
             return False
         waiting = bool(held.queue.buffer) or not held.queue.empty
         if not waiting:

@@ -66,6 +66,7 @@ class Flusher:
         self._more = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
+        self.failing = False  # the database refuses commits for a reason that is not an outcome's
         self.committed = 0
         self.stale = 0
 
@@ -105,6 +106,7 @@ class Flusher:
             started = time.monotonic()
             try:
                 committed = await self._send(batch)
+                self.failing = False
                 break
             except LinkDown:
                 # Sent, and no answer: it may be there or not. Sending it again does no harm, because the fence refuses
@@ -114,6 +116,7 @@ class Flusher:
                 if isinstance(error, _REFUSALS) and (len(batch) > 1 or _has_data(batch[0])):
                     await self._split(batch, error)
                     return
+                self.failing = True
                 log.warning("commit of %d outcomes: %s; trying again", len(batch), str(error).strip())
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, LONGEST_PAUSE)

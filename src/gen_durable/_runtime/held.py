@@ -104,6 +104,7 @@ class LocalQueue:
         self.on_room: Callable[[], None] = lambda: None
         self.on_crash: Callable[[BaseException], None] = lambda error: None
         self.closed = False  # drain: what is buffered is not started any more
+        self.paused = False  # the same, until it is resumed
         self.cancelled = False  # what runs is cancelled too
 
     @property
@@ -123,7 +124,7 @@ class LocalQueue:
 
     def wake_one(self) -> None:
         """Gets one more executor to work, if the buffer has work for it."""
-        if not self.buffer or self.closed:
+        if not self.buffer or self.closed or self.paused:
             return
         if self._parked:
             self._parked.pop().set_result(None)
@@ -145,7 +146,7 @@ class LocalQueue:
         assert task is not None
         while True:
             until = time.monotonic() + SLICE
-            while buffer and not self.closed:
+            while buffer and not self.closed and not self.paused:
                 held = buffer.popleft()
                 self.running += 1
                 self.started += 1

@@ -22,6 +22,9 @@ log = logging.getLogger("gen_durable")
 
 FIRST_PAUSE = 0.02
 LONGEST_PAUSE = 2.0
+# A connection that lasted this long was a good one: the next is made at once. One that breaks sooner, over and over (a
+# server that refuses each statement), is made anew with the pauses of one that can't be made at all.
+STEADY_SECONDS = 1.0
 
 
 class LinkDown(Exception):
@@ -53,7 +56,8 @@ class Link:
         self._application_name = application_name
         self._deadline = deadline
         self._longest_pause = longest_pause
-        self._pause = 0.0  # before the next attempt; over only when a statement has had its answer
+        self._pause = 0.0  # before the next attempt
+        self._since = 0.0  # when the connection was made
         self._connection: AsyncConnection[Row] | None = None
         self._turn = asyncio.Lock()
         self._lost_at: float | None = None
@@ -75,9 +79,7 @@ class Link:
             connection = self._connection or await self._connect()
             with self._watched(connection):
                 try:
-                    rows = await fetch(connection, request)
-                    self._pause = 0.0
-                    return rows
+                    return await fetch(connection, request)
                 except (psycopg.OperationalError, psycopg.InterfaceError) as error:
                     if not _is_down(connection, error):
                         raise
@@ -110,6 +112,7 @@ class Link:
                 if first:
                     log.warning("%s connection: can't connect, trying again: %s", self.name, str(error).strip())
         self._connection = connection
+        self._since = time.monotonic()
         if self._lost_at is not None:
             took = time.monotonic() - self._lost_at
             self._lost_at = None
@@ -143,6 +146,8 @@ class Link:
         connection, self._connection = self._connection, None
         if connection is None:
             return
+        if time.monotonic() - self._since > STEADY_SECONDS:
+            self._pause = 0.0
         if self._lost_at is None and not self._closed:
             self._lost_at = time.monotonic()
             if error is not None:

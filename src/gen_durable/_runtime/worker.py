@@ -29,6 +29,7 @@ __all__ = ["Worker"]
 log = logging.getLogger("gen_durable")
 
 REAP_SECONDS = 1.0
+BACKLOG = 2000  # outcomes that may wait for their commit before no more is claimed
 TELL_SECONDS = 0.02  # other workers are told of rows that go back at most this often for each queue
 POLL_UNHEARD = 0.5  # where notifications can't be received
 
@@ -103,7 +104,7 @@ class Worker(Listener):
             poll_interval=poll,
             check_interval=settings.lease,
             prefetch=settings.prefetch,
-            uncommitted=lambda: self._flusher.waiting,
+            commits_lag=lambda: self._flusher.failing or self._flusher.waiting > BACKLOG,
         )
         self._timers = Timers(self._service_link, self._sql, poll, self._claimer.announce)
         self._reaper = Reaper(
@@ -127,15 +128,20 @@ class Worker(Listener):
         await self._service_link.fetch(self._sql["pruning/ensure"].bind())
         rows = await self._service_link.fetch(self._sql["queues/known"].bind(queues=list(self.queues)))
         lanes: dict[str, list[int]] = {name: [] for name in self.queues}
-        for queue, machine, version, lane in rows:
+        paused = set()
+        for queue, machine, version, lane, is_paused, mark in rows:
+            self._control.lane_mark = mark
+            if is_paused:
+                paused.add(queue)
             spec = self._machines.get((machine, version))
             if spec is not None:
                 self._claimer.specs[lane] = (spec, self.queues[queue])
                 lanes[queue].append(lane)
         for name, known in lanes.items():
             self.queues[name].lanes = known
+            self.queues[name].paused = name in paused
+            self.queues[name].wake_one()
         self._control.lanes = sorted(self._claimer.specs)
-        self._control.newest_lane = max([self._control.newest_lane, *(row[3] for row in rows)])
         self._claimer.announce(None)
 
     def retention(self, spec: MachineSpec) -> float | None:

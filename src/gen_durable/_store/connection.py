@@ -53,6 +53,8 @@ _BOUNDS = {
     "tcp_keepalives_idle": "10",
     "tcp_keepalives_interval": "3",
     "tcp_keepalives_count": "3",
+    # A statement whose answer its client does not take (stopped, or cut off) stays open, and keeps its rows locked.
+    "tcp_user_timeout": "10s",
     "lock_timeout": "10s",
     "statement_timeout": "60s",
     "idle_in_transaction_session_timeout": "60s",

@@ -45,7 +45,10 @@ def latest_version() -> int:
 
 def _prologue(schema: str) -> str:
     return render(
-        "CREATE SCHEMA IF NOT EXISTS {schema};\n"
+        # Asked for first: "IF NOT EXISTS" needs the right to create schemas even where there is nothing to create.
+        "DO $$ BEGIN\n"
+        "    IF to_regnamespace('{schema}') IS NULL THEN CREATE SCHEMA {schema}; END IF;\n"
+        "END $$;\n"
         "CREATE TABLE IF NOT EXISTS {schema}.migrations (\n"
         "    version int PRIMARY KEY, name text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now()\n"
         ");\n",

@@ -142,7 +142,7 @@ BEGIN
     ON CONFLICT (name) DO UPDATE SET paused = EXCLUDED.paused, paused_at = EXCLUDED.paused_at;
     UPDATE {schema}.lanes SET paused = pause WHERE queue = of_queue;
     GET DIAGNOSTICS lanes = ROW_COUNT;
-    PERFORM pg_notify('{channel}', 'q:' || of_queue);
+    PERFORM pg_notify('{channel}', 'l:' || of_queue);
     RETURN lanes;
 END $$;
 

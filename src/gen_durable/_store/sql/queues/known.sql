@@ -1,5 +1,10 @@
--- The lanes of some queues.
+-- The lanes of some queues, and a mark that changes when any lane is made, paused or resumed.
 --
 -- Parameters: queues (text[]).
 -- Locks: none.
-SELECT l.queue, l.machine, l.version, l.id FROM {schema}.lanes l WHERE l.queue = ANY (%(queues)s::text[]) ORDER BY l.id
+SELECT l.queue, l.machine, l.version, l.id, l.paused, (
+    SELECT concat_ws(':', max(a.id), sum(a.id) FILTER (WHERE a.paused)) FROM {schema}.lanes a
+)
+FROM {schema}.lanes l
+WHERE l.queue = ANY (%(queues)s::text[])
+ORDER BY l.id

@@ -3,8 +3,10 @@
 -- Parameters: worker; locked, whether its session lock is held; lanes, the lanes it knows now (int[]).
 -- Locks: its own row; a reaper that is just declaring it dead commits first.
 -- Index: primary key. No indexed column changes (HOT).
--- Answer: the highest lane number: a higher one than the worker has seen means that there are lanes to learn of.
+-- Answer: a mark of the lanes: another one than the worker has seen means that lanes were made, paused or resumed.
 UPDATE {schema}.workers
 SET seen_at = {clock}, suspect_at = NULL, locked = %(locked)s::boolean, lanes = %(lanes)s::int[]
 WHERE id = %(worker)s::int
-RETURNING (SELECT max(l.id) FROM {schema}.lanes l)
+RETURNING (
+    SELECT concat_ws(':', max(a.id), sum(a.id) FILTER (WHERE a.paused)) FROM {schema}.lanes a
+)

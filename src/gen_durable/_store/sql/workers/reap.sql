@@ -14,8 +14,7 @@ WITH RECURSIVE lead AS MATERIALIZED (
 seen AS MATERIALIZED (
     SELECT w.id, w.name, w.seen_at, w.suspect_at,
         greatest(w.seen_at, pg_postmaster_start_time()) < {clock} - make_interval(secs => %(lease)s::float8) AS silent,
-        w.locked AND h.held IS NULL
-            AND {clock} - pg_postmaster_start_time() > make_interval(secs => %(lease)s::float8 / 3) AS lost
+        w.locked AND h.held IS NULL AND w.seen_at > pg_postmaster_start_time() AS lost
     FROM lead
     CROSS JOIN {schema}.workers w
     LEFT JOIN (
