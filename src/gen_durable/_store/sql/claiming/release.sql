@@ -2,7 +2,7 @@
 --
 -- Parameters: worker; claims, a JSON list of {id, rev}.
 -- Locks: the rows, in the order of the list (sorted by id); it waits only for a signal or cancel in progress.
--- Index: primary key.
+-- Index: primary key; see claim.sql for the form of the condition. (Only a claimed row has a worker.)
 -- Guard: the claim's rev and worker; a claim that is no longer held changes nothing.
 WITH given AS MATERIALIZED (
     SELECT c.id, c.rev FROM jsonb_to_recordset(%(claims)s::jsonb) AS c (id bigint, rev bigint)
@@ -11,7 +11,7 @@ back AS (
     UPDATE {schema}.instances i
     SET status = 0, worker = NULL, rev = i.rev + 1, updated_at = {clock}
     FROM given g
-    WHERE i.id = g.id AND i.rev = g.rev AND i.status = 2 AND i.worker = %(worker)s::int
+    WHERE i.id >= g.id AND i.id <= g.id AND i.rev = g.rev AND i.worker = %(worker)s::int
     RETURNING i.lane
 ),
 told AS (

@@ -4,7 +4,7 @@
 --   to the queue or to sleep, 2 ends); wake, the queues to notify (text[]).
 -- Locks: each row of the batch once, in id order within each kind. A row is never in two batches that can both match:
 --   a stale outcome's rev does not match and takes no lock.
--- Index: primary key. A row that goes on changes no indexed column (HOT).
+-- Index: primary key; see claim.sql for the form of the condition. A row that goes on changes no indexed column (HOT).
 -- Guard: the claim's rev and worker. What does not match is not in the answer.
 -- Answer: id and new rev of each row that was committed (and, with an id below zero, how many notifications went out).
 -- The transition that ends an instance needs no row of its own: the terminal row says all of it (its "took" is set then).
@@ -29,7 +29,7 @@ went_on AS (
     SET step = o.step, state = coalesce(o.state, i.state), rev = i.rev + 1, attempt = 0, crashes = 0, error = o.error,
         updated_at = {clock}
     FROM o
-    WHERE o.op = 0 AND i.id = o.id AND i.rev = o.rev AND i.worker = %(worker)s::int
+    WHERE o.op = 0 AND i.id >= o.id AND i.id <= o.id AND i.rev = o.rev AND i.worker = %(worker)s::int
     RETURNING i.id, i.rev, i.state, o.kind, o.ran, o.tried, o.took, o.error, o.history
 ),
 went_back AS (
@@ -40,13 +40,13 @@ went_back AS (
         step = o.step, state = coalesce(o.state, i.state), attempt = o.attempt, crashes = o.crashes,
         error = o.error, updated_at = {clock}
     FROM o
-    WHERE o.op = 1 AND i.id = o.id AND i.rev = o.rev AND i.worker = %(worker)s::int
+    WHERE o.op = 1 AND i.id >= o.id AND i.id <= o.id AND i.rev = o.rev AND i.worker = %(worker)s::int
     RETURNING i.id, i.rev, i.state, o.kind, o.ran, o.tried, o.took, o.error, o.history
 ),
 ended AS (
     DELETE FROM {schema}.instances i
     USING o
-    WHERE o.op = 2 AND i.id = o.id AND i.rev = o.rev AND i.worker = %(worker)s::int
+    WHERE o.op = 2 AND i.id >= o.id AND i.id <= o.id AND i.rev = o.rev AND i.worker = %(worker)s::int
     RETURNING i.id, i.rev + 1 AS rev, coalesce(o.state, i.state) AS state, i.inserted_at, i.lane, i.crashes, i.priority,
         i.key, o.result, o.keep, o.error, o.kind, coalesce(o.ran, i.step) AS ran, o.tried, o.took, o.history,
         o.history = 1 AND (o.kind > 3 OR o.error IS NULL) AS speaks  -- its last transition is the terminal row itself

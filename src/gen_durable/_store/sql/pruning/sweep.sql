@@ -2,7 +2,7 @@
 --
 -- Parameters: batch (rows at most of each kind).
 -- Locks: the terminal rows, SKIP LOCKED, in order of expiry; their history's rows.
--- Index: finished_swept_expires, finished_default_expires, transitions_instance.
+-- Index: finished_swept_expires, finished_default_expires, transitions_instance; see claim.sql for the form of the condition.
 -- Guard: nothing else writes a terminal row.
 WITH gone AS (
     DELETE FROM {schema}.finished_swept f
@@ -26,9 +26,9 @@ ids AS MATERIALIZED (
     SELECT g.id FROM gone g UNION ALL SELECT l.id FROM lost l
 ),
 history AS (
-    DELETE FROM {schema}.transitions t USING ids WHERE t.instance_id = ids.id RETURNING 1
+    DELETE FROM {schema}.transitions t USING ids WHERE t.instance_id >= ids.id AND t.instance_id <= ids.id RETURNING 1
 ),
 kept AS (
-    DELETE FROM {schema}.transitions_kept t USING ids WHERE t.instance_id = ids.id RETURNING 1
+    DELETE FROM {schema}.transitions_kept t USING ids WHERE t.instance_id >= ids.id AND t.instance_id <= ids.id RETURNING 1
 )
 SELECT (SELECT count(*) FROM ids), (SELECT count(*) FROM history) + (SELECT count(*) FROM kept)

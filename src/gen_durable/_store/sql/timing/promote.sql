@@ -2,7 +2,7 @@
 --
 -- Parameters: batch (rows at most).
 -- Locks: the rows FOR NO KEY UPDATE SKIP LOCKED, in due order.
--- Index: instances_scheduled.
+-- Index: instances_scheduled, primary key; see claim.sql for the form of the condition.
 -- Guard: SKIP LOCKED under the status filter.
 -- Answer: how many were promoted; seconds until the next is due, null when there is none.
 WITH picked AS MATERIALIZED (
@@ -16,7 +16,7 @@ WITH picked AS MATERIALIZED (
 due AS (
     UPDATE {schema}.instances i SET status = 0, updated_at = {clock}
     FROM picked p
-    WHERE i.id = p.id
+    WHERE i.id >= p.id AND i.id <= p.id
     RETURNING i.lane
 ),
 told AS (

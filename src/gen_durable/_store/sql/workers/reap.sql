@@ -43,7 +43,8 @@ dead AS (
     RETURNING w.id, w.name
 ),
 owners AS (
-    (SELECT i.worker FROM {schema}.instances i, lead WHERE lead.ok AND i.status = 2 ORDER BY i.worker LIMIT 1)
+    SELECT (SELECT i.worker FROM {schema}.instances i WHERE i.status = 2 ORDER BY i.worker LIMIT 1)
+    FROM lead WHERE lead.ok
     UNION ALL
     SELECT (
         SELECT i.worker FROM {schema}.instances i
@@ -71,7 +72,7 @@ back AS (
     SET status = 0, worker = NULL, rev = i.rev + 1, attempt = i.attempt + 1, crashes = i.crashes + 1,
         updated_at = {clock}
     FROM picked p
-    WHERE i.id = p.id
+    WHERE i.id >= p.id AND i.id <= p.id
     RETURNING i.id, i.rev, i.lane, i.step, i.attempt
 ),
 noted AS (
