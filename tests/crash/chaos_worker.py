@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import logging
@@ -68,6 +69,21 @@ class Blocking(Machine, name="blocking"):
         return Done(ctx.attempt)
 
 
+class Mule(Machine, name="mule"):
+    """Refuses to be cancelled, for as long as anybody tries."""
+
+    seconds: float = 60.0
+
+    @step
+    async def wait(self, ctx: Context) -> Done:
+        begun(ctx)
+        until = time.monotonic() + self.seconds
+        while time.monotonic() < until:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.1)
+        return Done(None)
+
+
 class Chain(Machine, name="chain"):
     """Counts to ``total``, one step each; on the first attempt at the number ``hold_at`` it waits."""
 
@@ -112,7 +128,7 @@ async def quick(n: int) -> int:
     return n
 
 
-MACHINES = (Hold, Blocking, Chain, Suicide, quick)
+MACHINES = (Hold, Blocking, Mule, Chain, Suicide, quick)
 
 
 def main() -> None:

@@ -67,7 +67,10 @@ class Process:
 
     async def exited(self, timeout: float = PATIENCE) -> int:
         """Waits for its end; answers with its exit code."""
-        await until(lambda: not self.alive, timeout, why=f"the end of worker {self.pid}, whose log ends {self.tail()}")
+        try:
+            await until(lambda: not self.alive, timeout, why=f"the end of worker {self.pid}")
+        except AssertionError as error:
+            raise AssertionError(f"{error}; its log ends with:\n{self.tail()}") from None
         return int(self.popen.returncode)
 
     def tail(self) -> str:
