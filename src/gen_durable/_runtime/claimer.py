@@ -96,7 +96,7 @@ class Claimer(Service):
             return {}
         wanted = {}
         for queue in self._queues:
-            if (queue.empty and now < queue.look_at) or not queue.lanes:
+            if (queue.empty and now < queue.look_at) or queue.paused or not queue.lanes:
                 continue
             capacity = queue.concurrency + queue.ahead
             room = capacity - queue.load

@@ -110,7 +110,7 @@ class Pruner(Service):
         self._sql = sql
         self._interval = interval
         self._partitions_every = partitions_every
-        self._partitions_at = time.monotonic() + partitions_every
+        self._partitions_at = time.monotonic()  # now: workers that never live for an hour have to do it too
 
     async def once(self) -> float:
         """One batch; partitions once an hour."""

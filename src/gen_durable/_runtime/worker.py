@@ -87,6 +87,7 @@ class Worker(Listener):
         await self._service_link.fetch(self._sql["queues/ensure"].bind(queues=sorted(settings.queues)))
         if own:
             await drive(ensure_lanes(self._sql, own), self._service_link.fetch)
+        await self._service_link.fetch(self._sql["pruning/ensure"].bind())  # the terminal rows need partitions
         self._control = Control(settings, self._url, self._sql, self._hooks, self)
         self.id = await self._control.start()
         self._executor = Executor(settings, self._hooks, self, self.id, self._client, self._threads)
@@ -124,8 +125,7 @@ class Worker(Listener):
         log.info("worker %d runs %s", self.id, ", ".join(f"{q} ({n})" for q, n in settings.queues.items()))
 
     async def _learn_lanes(self) -> None:
-        """Which lanes of its queues this worker can run; their terminal rows need partitions."""
-        await self._service_link.fetch(self._sql["pruning/ensure"].bind())
+        """Which lanes of its queues this worker can run, and which queues are paused."""
         rows = await self._service_link.fetch(self._sql["queues/known"].bind(queues=list(self.queues)))
         lanes: dict[str, list[int]] = {name: [] for name in self.queues}
         paused = set()
@@ -277,6 +277,7 @@ class Worker(Listener):
     async def _learn_again(self) -> None:
         with contextlib.suppress(LinkDown):  # the next heartbeat says so again
             await self._learn_lanes()
+            await self._service_link.fetch(self._sql["pruning/ensure"].bind())
 
     def declared_dead(self) -> None:
         """Others have this worker's claims."""
@@ -308,6 +309,8 @@ class Worker(Listener):
         held.buffered_at = time.monotonic()
         held.queue.put([held])
         self._left.set()
+        if held.queue.paused:
+            self._claimer.wake()  # to give it back
 
     def left(self, held: Held, record: Record | None) -> None:
         """A claim has ended."""

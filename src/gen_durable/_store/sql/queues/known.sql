@@ -2,6 +2,7 @@
 --
 -- Parameters: queues (text[]).
 -- Locks: none.
+-- Index: none needed; one row per machine version and queue.
 SELECT l.queue, l.machine, l.version, l.id, l.paused, (
     SELECT concat_ws(':', max(a.id), sum(a.id) FILTER (WHERE a.paused)) FROM {schema}.lanes a
 )

@@ -2,4 +2,5 @@
 --
 -- Parameters: worker.
 -- Locks: its own row.
+-- Index: the primary key.
 DELETE FROM {schema}.workers WHERE id = %(worker)s::int RETURNING id
