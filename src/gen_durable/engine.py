@@ -27,6 +27,9 @@ __all__ = ["Engine"]
 log = logging.getLogger("gen_durable")
 
 RESTART_SECONDS = 1.0
+# A service manager that signals a whole group reaches a process twice, by itself and through its supervisor: that is one
+# request to stop.
+SAME_SIGNAL_SECONDS = 0.5
 
 _running: dict[str, Engine] = {}  # by name: the engines that are started in this process
 
@@ -302,11 +305,15 @@ class Engine(Client):
             raise ConfigurationError("queues={}: this engine is a client only; give a worker at least one queue")
         loop = asyncio.get_running_loop()
         asked = asyncio.Event()
+        asked_at = 0.0
 
         def ask() -> None:
-            if asked.is_set() and self._worker is not None:
+            nonlocal asked_at
+            if not asked.is_set():
+                asked_at = loop.time()
+                asked.set()
+            elif loop.time() - asked_at > SAME_SIGNAL_SECONDS and self._worker is not None:
                 self._worker.drain()
-            asked.set()
 
         signals = (signal.SIGTERM, signal.SIGINT)
         for number in signals:

@@ -104,7 +104,7 @@ def describe(url: str) -> str:
 
 def unreachable(url: str, error: BaseException) -> DatabaseUnreachable:
     """The error that says which database can't be reached, and why."""
-    reason = str(error).strip() or type(error).__name__
+    reason = " ".join(str(error).split()).rstrip(".?") or type(error).__name__
     with contextlib.suppress(psycopg.Error):
         password = conninfo.conninfo_to_dict(url).get("password")
         if password:
