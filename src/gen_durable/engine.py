@@ -27,8 +27,8 @@ __all__ = ["Engine"]
 log = logging.getLogger("gen_durable")
 
 RESTART_SECONDS = 1.0
-# A service manager that signals a whole group reaches a process twice, by itself and through its supervisor: that is one
-# request to stop.
+# A service manager that signals a whole group reaches a process twice, by itself and through its supervisor: that is
+# one request to stop.
 SAME_SIGNAL_SECONDS = 0.5
 
 _running: dict[str, Engine] = {}  # by name: the engines that are started in this process
