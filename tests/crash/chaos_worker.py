@@ -128,7 +128,15 @@ async def quick(n: int) -> int:
     return n
 
 
-MACHINES = (Hold, Blocking, Mule, Chain, Suicide, quick)
+@job(name="brief")
+async def brief(n: int) -> int:
+    """A short job that waits for something, so that a kill meets some of them in the middle."""
+    os.write(_journal, b"#")
+    await asyncio.sleep(0.005)
+    return n
+
+
+MACHINES = (Hold, Blocking, Mule, Chain, Suicide, quick, brief)
 
 
 def main() -> None:
