@@ -9,8 +9,8 @@
 -- Guard: SKIP LOCKED under the status filter: of two workers that race for a row one gets it, the other passes by. The
 --   new rev is the claim's fencing token. A worker that is not in the workers table gets nothing: one that was declared
 --   dead and has not heard of it would lose each row to the reaper again, at the price of a crash.
--- Plan: "id >= x AND id <= x" is "id = x" in a form that can only be looked up: an equality may also be joined the other
---   way round, by a walk over all rows, and a plan that was made while the table was empty did so.
+-- Plan: "id >= x AND id <= x", and elsewhere "= ANY (ARRAY[x])", is "id = x" in a form that can only be looked up. An
+--   equality may be joined the other way round too, by a walk over all rows: plans made while the table was empty did so.
 WITH want AS MATERIALIZED (
     SELECT w.lane, w.pool, w.room, w.solo
     FROM jsonb_to_recordset(%(wants)s::jsonb) AS w (lane int, pool int, room int, solo boolean)

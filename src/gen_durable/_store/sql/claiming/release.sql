@@ -11,7 +11,7 @@ back AS (
     UPDATE {schema}.instances i
     SET status = 0, worker = NULL, rev = i.rev + 1, updated_at = {clock}
     FROM given g
-    WHERE i.id >= g.id AND i.id <= g.id AND i.rev = g.rev AND i.worker = %(worker)s::int
+    WHERE i.id = ANY (ARRAY[g.id]) AND i.rev = g.rev AND i.worker = %(worker)s::int
     RETURNING i.lane
 ),
 told AS (

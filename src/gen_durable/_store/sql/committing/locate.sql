@@ -5,8 +5,8 @@
 -- Index: the primary key, finished_id; see claim.sql for the form of the condition.
 SELECT i.id, i.rev, i.status, i.worker
 FROM jsonb_array_elements_text(%(ids)s::jsonb) AS t
-JOIN {schema}.instances i ON i.id >= t::bigint AND i.id <= t::bigint
+JOIN {schema}.instances i ON i.id = ANY (ARRAY[t::bigint])
 UNION ALL
 SELECT f.id, f.rev, f.status, f.worker
 FROM jsonb_array_elements_text(%(ids)s::jsonb) AS t
-JOIN {schema}.finished f ON f.id >= t::bigint AND f.id <= t::bigint
+JOIN {schema}.finished f ON f.id = ANY (ARRAY[t::bigint])

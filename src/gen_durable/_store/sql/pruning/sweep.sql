@@ -26,9 +26,9 @@ ids AS MATERIALIZED (
     SELECT g.id FROM gone g UNION ALL SELECT l.id FROM lost l
 ),
 history AS (
-    DELETE FROM {schema}.transitions t USING ids WHERE t.instance_id >= ids.id AND t.instance_id <= ids.id RETURNING 1
+    DELETE FROM {schema}.transitions t USING ids WHERE t.instance_id = ANY (ARRAY[ids.id]) RETURNING 1
 ),
 kept AS (
-    DELETE FROM {schema}.transitions_kept t USING ids WHERE t.instance_id >= ids.id AND t.instance_id <= ids.id RETURNING 1
+    DELETE FROM {schema}.transitions_kept t USING ids WHERE t.instance_id = ANY (ARRAY[ids.id]) RETURNING 1
 )
 SELECT (SELECT count(*) FROM ids), (SELECT count(*) FROM history) + (SELECT count(*) FROM kept)

@@ -16,7 +16,7 @@ WITH picked AS MATERIALIZED (
 due AS (
     UPDATE {schema}.instances i SET status = 0, updated_at = {clock}
     FROM picked p
-    WHERE i.id >= p.id AND i.id <= p.id
+    WHERE i.id = ANY (ARRAY[p.id])
     RETURNING i.lane
 ),
 told AS (

@@ -72,7 +72,7 @@ back AS (
     SET status = 0, worker = NULL, rev = i.rev + 1, attempt = i.attempt + 1, crashes = i.crashes + 1,
         updated_at = {clock}
     FROM picked p
-    WHERE i.id >= p.id AND i.id <= p.id
+    WHERE i.id = ANY (ARRAY[p.id])
     RETURNING i.id, i.rev, i.lane, i.step, i.attempt
 ),
 noted AS (
