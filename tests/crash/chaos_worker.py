@@ -13,7 +13,7 @@ import sys
 import time
 from typing import Any
 
-from gen_durable import Context, Done, Engine, Machine, Next, job, step
+from gen_durable import Backoff, Context, Done, Engine, Machine, Next, job, step
 from gen_durable.events import EventName
 
 EVENTS: tuple[EventName, ...] = ("stale", "reaped", "worker_dead", "drain", "reconnect")
@@ -136,7 +136,15 @@ async def brief(n: int) -> int:
     return n
 
 
-MACHINES = (Hold, Blocking, Mule, Chain, Suicide, quick, brief)
+@job(name="flaky", retry=Backoff(max_attempts=5, initial=0.05, factor=1.0, jitter=False))
+async def flaky(n: int, ctx: Context) -> int:
+    begun(ctx, n=n)
+    if ctx.attempt < 2:
+        raise RuntimeError("not yet")
+    return n
+
+
+MACHINES = (Hold, Blocking, Mule, Chain, Suicide, quick, brief, flaky)
 
 
 def main() -> None:

@@ -135,13 +135,13 @@ def _arguments(url: str, application_name: str) -> dict[str, Any]:
 
 
 async def open_connection(url: str, application_name: str) -> AsyncConnection[Row]:
-    """An autocommit connection of ours.
+    """An autocommit connection of ours; until :func:`set_up` nothing is prepared on it: a pooler may be in between.
 
     Raises:
         psycopg.OperationalError: when it can't be made.
     """
     connection = await AsyncConnection.connect(
-        **_arguments(url, application_name), autocommit=True, row_factory=tuple_row, prepare_threshold=0
+        **_arguments(url, application_name), autocommit=True, row_factory=tuple_row, prepare_threshold=None
     )
     connection.adapters.register_loader("jsonb", RawJson)
     return connection
@@ -154,7 +154,7 @@ def open_sync(url: str, application_name: str) -> Connection[Row]:
         psycopg.OperationalError: when it can't be made.
     """
     connection = Connection.connect(
-        **_arguments(url, application_name), autocommit=True, row_factory=tuple_row, prepare_threshold=0
+        **_arguments(url, application_name), autocommit=True, row_factory=tuple_row, prepare_threshold=None
     )
     connection.adapters.register_loader("jsonb", RawJson)
     return connection
@@ -166,7 +166,6 @@ async def set_up(connection: AsyncConnection[Row], *, steady: bool) -> bool:
     Behind a pooler in transaction mode the next transaction may go to another server process: there nothing may be set,
     prepared, locked or listened to. It shows in the process number that the server gives.
     """
-    connection.prepare_threshold = None
     cursor = await connection.execute("SELECT pg_backend_pid()")
     row = await cursor.fetchone()
     if row is None or row[0] != connection.info.backend_pid:

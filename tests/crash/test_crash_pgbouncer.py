@@ -1,0 +1,173 @@
+"""Workers behind PgBouncer in transaction mode, where no session is one's own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from chaos_worker import MACHINES, Chain, Hold, flaky, quick
+from harness import Chaos, until
+from psycopg import conninfo
+
+from gen_durable import Engine
+
+PROGRAM = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
+
+pytestmark = [
+    pytest.mark.crash,
+    pytest.mark.skipif(PROGRAM is None, reason="the pgbouncer program is not installed (apt-get install pgbouncer)"),
+]
+
+
+class Pooler:
+    """PgBouncer in front of the database, with fewer server connections than clients, so that they take turns."""
+
+    def __init__(self, folder: Path, url: str) -> None:
+        given = conninfo.conninfo_to_dict(url)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        target = f"host={given['host']} port={given['port']} dbname={given['dbname']} user={given['user']}"
+        if given.get("password"):
+            target += f" password={given['password']}"
+        self.folder = folder
+        self.config = folder / "pgbouncer.ini"
+        self.config.write_text(
+            f"[databases]\npooled = {target}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {self.port}\n"
+            "unix_socket_dir =\nauth_type = any\nmax_client_conn = 200\n"
+            "pool_mode = transaction\ndefault_pool_size = 4\n"
+        )
+        self.config.chmod(0o644)
+        self.url = f"postgresql://any@127.0.0.1:{self.port}/pooled?sslmode=disable&gssencmode=disable"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    async def start(self) -> None:
+        assert PROGRAM is not None
+        as_user = ["-u", "nobody"] if os.geteuid() == 0 else []
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen([PROGRAM, *as_user, str(self.config)], stderr=log, stdout=log)
+        await until(self.answers, why="an answer of pgbouncer")
+
+    def answers(self) -> bool:
+        try:
+            psycopg.connect(self.url, connect_timeout=2).close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait(10)
+
+
+@pytest.fixture
+def pooler(database_url: str) -> Iterator[Pooler]:
+    folder = Path(tempfile.mkdtemp(prefix="gd-pool-"))
+    folder.chmod(0o755)
+    made = Pooler(folder, database_url)
+    yield made
+    made.kill()
+    shutil.rmtree(folder)
+
+
+def quiet(chaos: Chaos) -> None:
+    """No worker had anything to complain about: no prepared statement that is not there, no lost lock."""
+    for process in chaos.processes:
+        text = process.log.read_text()
+        assert "prepared statement" not in text
+        assert "WARNING" not in text, text
+        assert "ERROR" not in text, text
+
+
+async def test_everything_works_through_a_transaction_pooler(
+    chaos: Chaos, build: Callable[..., Engine], pooler: Pooler
+) -> None:
+    """R19, R27: inserts, claims, run-ahead, retries, ends; work is found by polling: no notification comes."""
+    await pooler.start()
+    async with build(*MACHINES, url=pooler.url, queues={}) as client:
+        workers = [await chaos.worker(url=pooler.url) for _ in range(2)]
+        inserted = await client.insert_many([quick.bind(n=n) for n in range(3000)])
+        chains = [await client.insert(Chain(total=10)) for _ in range(30)]
+        flakies = [await client.insert(flaky.bind(n=n), key=f"flaky:{n}") for n in range(20)]
+        late = await client.insert(quick.bind(n=7), delay=0.3)
+        assert [await handle.result(timeout=30) for handle in chains] == [list(range(10))] * 30
+        assert [await handle.result(timeout=30) for handle in flakies] == list(range(20))
+        assert await late.result(timeout=30) == 7
+        await chaos.settled()
+        assert await inserted[-1].handle.result(timeout=5) == 2999
+        assert {worker.pid for worker in await client.workers()} == {process.pid for process in workers}
+        # Idle: nobody tells the workers, they look every half second.
+        began = time.monotonic()
+        assert await (await client.insert(quick.bind(n=1))).result(timeout=10) == 1
+        assert time.monotonic() - began < 3
+    assert chaos.rows("SELECT count(*), max(crashes) FROM {schema}.finished") == [(3000 + 30 + 20 + 1 + 1, 0)]
+    assert chaos.rows("SELECT bool_or(locked) FROM {schema}.workers") == [(False,)]
+    quiet(chaos)
+
+
+async def test_a_direct_url_for_listening_brings_wake_ups_and_a_quick_end_of_the_dead(
+    chaos: Chaos, build: Callable[..., Engine], pooler: Pooler
+) -> None:
+    """R19, R25: with ``listen_url`` work is found at once, and a death within 3 s, as without a pooler."""
+    await chaos.long_up(6.0)
+    await pooler.start()
+    async with build(*MACHINES, url=pooler.url, queues={}) as client:
+        first = await chaos.worker(url=pooler.url, listen_url=chaos.url)
+        assert await (await client.insert(quick.bind(n=0))).result(timeout=10) == 0
+        took = []
+        for n in range(10):
+            handle = await client.insert(quick.bind(n=n))
+            began = time.monotonic()
+            assert await handle.result(timeout=10) == n
+            took.append(time.monotonic() - began)
+        assert sorted(took)[5] < 0.25, "half of them well under the poll of half a second"
+        await client.insert(Hold())
+        await until(lambda: chaos.notes("run"))
+        second = await chaos.worker(url=pooler.url, listen_url=chaos.url)
+        killed_at = first.kill()
+        (again,) = await until(lambda: chaos.notes("run", pid=second.pid))
+        assert again["at"] - killed_at < 3
+        await chaos.settled()
+
+
+async def test_a_death_behind_a_pooler_is_found_within_the_lease(
+    chaos: Chaos, build: Callable[..., Engine], pooler: Pooler
+) -> None:
+    """R25: there is no session lock to lose, so silence decides."""
+    settings = {"lease": 2.0, "heartbeat": 0.5}
+    await pooler.start()
+    async with build(*MACHINES, url=pooler.url, queues={}) as client:
+        handle = await client.insert(Hold())
+        first = await chaos.worker(url=pooler.url, **settings)
+        await until(lambda: chaos.notes("run"))
+        await chaos.worker(url=pooler.url, **settings)
+        first.kill()
+        assert await handle.result(timeout=15) == 1
+
+
+async def test_workers_outlive_the_death_of_the_pooler(
+    chaos: Chaos, build: Callable[..., Engine], pooler: Pooler
+) -> None:
+    """R27: the pooler is killed under load, and another takes its place: nothing is lost, and nobody is dead."""
+    await pooler.start()
+    async with build(*MACHINES, queues={}) as client:
+        await chaos.worker(url=pooler.url)
+        await client.insert_many([Chain(total=30, pause=0.01) for _ in range(100)])
+        for progress in (500, 1500):
+            await until(lambda progress=progress: len(chaos.notes("run")) > progress)  # type: ignore[misc]
+            pooler.kill()
+            await pooler.start()
+        await chaos.settled()
+    assert chaos.rows("SELECT count(*), max(crashes) FROM {schema}.finished") == [(100, 0)]
+    assert {note["connection"] for note in chaos.notes("reconnect")} >= {"commit"}
+    assert chaos.notes("stale") == []
+    assert "prepared statement" not in chaos.processes[0].log.read_text()
