@@ -77,9 +77,9 @@ class Proxy:
         """Everything passes again, also what was held up."""
         self._call(self._set_flow(True))
 
-    def cut(self) -> int:
-        """Resets every connection; answers with how many there were."""
-        count: int = self._call(self._cut_all())
+    def cut(self, *, frozen: bool = False) -> int:
+        """Resets every connection (those that a trick has frozen); answers with how many there were."""
+        count: int = self._call(self._cut_all(frozen))
         return count
 
     def on(self, marker: bytes, trick: Trick, times: int = 1) -> Rule:
@@ -115,8 +115,8 @@ class Proxy:
         else:
             self._flow.clear()
 
-    async def _cut_all(self) -> int:
-        pairs = list(self._pairs)
+    async def _cut_all(self, frozen: bool = False) -> int:
+        pairs = [pair for pair in self._pairs if pair.frozen or not frozen]
         for pair in pairs:
             pair.cut()
         return len(pairs)
@@ -166,6 +166,10 @@ class Pair:
         self._server: asyncio.StreamWriter | None = None
         self._rule: Rule | None = None
 
+    @property
+    def frozen(self) -> bool:
+        return self._rule is not None and self._rule.trick == "freeze"
+
     async def run(
         self, reader: asyncio.StreamReader, server_reader: asyncio.StreamReader, server: asyncio.StreamWriter
     ) -> None:
@@ -191,7 +195,7 @@ class Pair:
                 kept = b""
             self._server.write(data)
             await self._server.drain()
-            if self._rule is not None and self._rule.trick == "freeze":
+            if self._rule is not None and self.frozen:
                 self._hit(self._rule)
                 await asyncio.Event().wait()
             kept = data[-100:]
@@ -199,7 +203,7 @@ class Pair:
     async def _answers(self, reader: asyncio.StreamReader) -> None:
         lost = b""
         while True:
-            if self._rule is not None and self._rule.trick == "freeze":
+            if self.frozen:
                 await asyncio.Event().wait()
             data = await reader.read(CHUNK)
             if not data:

@@ -105,7 +105,7 @@ async def test_a_commit_whose_answer_is_lost_is_stale_when_the_claim_was_taken(
     watch: Callable[..., Watched], chaos: Chaos, proxy: Proxy
 ) -> None:
     """R4, R27: the question was lost, and when it is asked again the claim belongs to nobody any more: stale."""
-    watched = watch(queues={"default": 1})
+    watched = watch(queues={"default": 1}, poll_interval=0.3)
     async with watched.engine as engine:
         handle = await engine.insert(Hold(seconds=0.5))
         await until(lambda: chaos.notes("run"))
@@ -265,6 +265,39 @@ async def test_a_worker_drains_within_its_timeout_while_the_link_is_frozen(
     await chaos.worker(lease=6.0, heartbeat=0.5)
     assert (await until(lambda: chaos.rows("SELECT attempt FROM {schema}.finished"))) == [(1,)]
     assert handle
+
+
+async def test_the_end_of_an_old_session_is_not_taken_for_the_workers_death(chaos: Chaos, proxy: Proxy) -> None:
+    """R25: a worker gave up its frozen connection and has a new one; the server still believes in the old session and
+    its lock. When that goes, the worker lives all the same."""
+    settings = {"statement_timeout": 1.0, "lease": 9.0, "heartbeat": 4.0}
+    await chaos.long_up(4.0)  # a third of the lease
+    await chaos.worker(queues={"other": 1}, **settings)
+    rule = proxy.on(b"suspect_at = NULL", "freeze")  # its first heartbeat
+    process = await chaos.worker(listen_url=proxy.url, **settings)
+    number = await chaos.registered(process)
+    await asyncio.to_thread(rule.done.wait, 10)
+    await until(lambda: chaos.notes("reconnect", connection="control"))
+    await until(lambda: chaos.rows("SELECT 1 FROM {schema}.workers WHERE id = %s AND NOT locked", number))
+    assert proxy.cut(frozen=True) == 1
+    # It takes the lock again, long after it would have been found dead.
+    await until(lambda: chaos.rows("SELECT 1 FROM {schema}.workers WHERE id = %s AND locked", number), 15)
+    assert chaos.notes("worker_dead") == []
+
+
+async def test_a_new_life_that_fails_is_followed_by_another(
+    watch: Callable[..., Watched], chaos: Chaos, proxy: Proxy
+) -> None:
+    """R27: a worker that was declared dead starts anew, and its first statements break: it tries again, and again."""
+    watched = watch(heartbeat=0.2, lease=3.0)
+    async with watched.engine as engine:
+        await (await engine.insert(quick.bind(n=0))).result(timeout=10)
+        rule = proxy.on(b"ensure_partitions", "lose question", times=2)
+        chaos.rows("DELETE FROM {schema}.workers")
+        await asyncio.to_thread(rule.done.wait, 10)
+        assert rule.done.is_set()
+        assert await (await engine.insert(quick.bind(n=1))).result(timeout=20) == 1
+        assert len(await engine.workers()) == 1
 
 
 async def test_a_worker_that_is_stopped_while_it_receives_a_claim_holds_no_rows(
