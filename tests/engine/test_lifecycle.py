@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from engine_support import Build, Seen, Sql, ended, eventually
+from engine_support import Build, Seen, Sql, ended, eventually, moment
 
 from gen_durable import Context, Done, Engine, Machine, Next, job, step
 from gen_durable._store.migrating import latest_version
@@ -395,6 +395,33 @@ async def test_a_cancelled_host_leaves_nothing_behind(build: Build, sql: Sql) ->
         await task
     assert await sql("SELECT count(*) FROM {s}.workers") == [(0,)]
     assert not [t.name for t in threading.enumerate() if "control" in t.name and t.name not in before]
+
+
+async def test_a_start_that_is_cancelled_leaves_nothing_behind(build: Build, sql: Sql) -> None:
+    """Section 2: whenever a start is cancelled, no connection, thread or registration stays, and it can start again."""
+
+    def controls() -> int:
+        return sum("gen_durable control" in thread.name for thread in threading.enumerate())
+
+    before = controls()
+    engine = build(noop)
+    for n in range(16):
+        starting = asyncio.create_task(engine.__aenter__())
+        await moment(0.004 * n)
+        starting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await starting
+            await engine.stop()
+        assert controls() == before
+    assert await sql("SELECT count(*) FROM {s}.workers") == [(0,)]
+    name = f"gen_durable {engine.settings.name}%"[:63]
+    assert await eventually(lambda: _nobody(sql, name))
+    async with engine:
+        assert await (await engine.insert(noop.bind(n=1))).result(timeout=10) == 1
+
+
+async def _nobody(sql: Sql, name: str) -> bool:
+    return await sql("SELECT 1 FROM pg_stat_activity WHERE application_name LIKE %s", name) == []
 
 
 # A worker that others took for dead -----------------------------------------------------------------

@@ -7,6 +7,7 @@ event loop and one connection of its own.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import secrets
@@ -71,6 +72,7 @@ class Control:
         self.lane_mark = ""
         self.listening = False
         self._locked = False
+        self._stopped = False
         self._link: Link | None = None
         self._answered = True
         self._loop_thread = threading.get_ident()
@@ -83,11 +85,13 @@ class Control:
 
     async def stop(self) -> None:
         """Takes the worker off the table and ends the thread."""
+        self._stopped = True  # first: the thread looks at it when it has made the rest
         inner, stop = self._inner, self._stop
-        if self._thread is None or inner is None or stop is None:
+        if self._thread is None:
             return
-        if self._thread.is_alive():
-            inner.call_soon_threadsafe(stop.set)
+        if inner is not None and stop is not None and self._thread.is_alive():
+            with contextlib.suppress(RuntimeError):  # its loop has just ended
+                inner.call_soon_threadsafe(stop.set)
         await asyncio.to_thread(self._thread.join)
 
     # In the thread --------------------------------------------------------------------------------
@@ -114,6 +118,8 @@ class Control:
     async def _main(self) -> None:
         self._inner = asyncio.get_running_loop()
         self._stop = asyncio.Event()
+        if self._stopped:
+            return
         deadline = min(self._settings.statement_timeout, self._settings.lease / 3)
         self._link = link = Link(
             self._url,

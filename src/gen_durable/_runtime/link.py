@@ -111,6 +111,9 @@ class Link:
                     self._lost_at = time.monotonic()
                 if first:
                     log.warning("%s connection: can't connect, trying again: %s", self.name, str(error).strip())
+        if self._closed:  # in the meantime
+            await _discard(connection)
+            raise LinkDown("the link is closed")
         self._connection = connection
         self._since = time.monotonic()
         if self._lost_at is not None:

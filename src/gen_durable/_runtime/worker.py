@@ -183,6 +183,9 @@ class Worker(Listener):
         for queue in self.queues.values():
             await queue.wait_cancelled(1.0)
         self._threads.shutdown()
+        for task in self._learning:
+            task.cancel()
+        await asyncio.gather(*self._learning, return_exceptions=True)
         for link in self._links:
             await link.close()
         if hasattr(self, "_control"):
