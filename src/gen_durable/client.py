@@ -6,7 +6,6 @@ import asyncio
 import builtins
 import contextlib
 import math
-import select
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,21 +13,16 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, TypeAlias
 
 import msgspec
-import psycopg
-from psycopg import AsyncConnection
-from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
+from gen_durable._bell import Bell
+from gen_durable._session import Session
 from gen_durable._store import reading
-from gen_durable._store.connection import cut, fetch, forbidden, open_connection, set_up, unreachable
 from gen_durable._store.inserting import LaneKey, NewInstance, Placed, ensure_lanes, insert_all
-from gen_durable._store.migrating import check_version
-from gen_durable._store.operation import Operation, Request, Row, catalog, drive
+from gen_durable._store.operation import catalog
 from gen_durable.config import Settings
 from gen_durable.errors import (
     ConfigurationError,
-    DatabaseUnreachable,
     DuplicateInstance,
-    EngineStateError,
     InstanceCancelled,
     InstanceFailed,
     InvalidArgument,
@@ -46,18 +40,6 @@ __all__ = ["BulkItem", "Client", "Handle", "Inserted"]
 Conflict: TypeAlias = Literal["raise", "existing"]
 
 FIRST_LOOK, LONGEST_LOOK = 0.02, 0.5
-COALESCE_SECONDS = 0.005
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Place:
-    """When and where a row is to run."""
-
-    key: str | None = None
-    queue: str | None = None
-    priority: int | None = None
-    delay: float | timedelta | None = None
-    at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,93 +121,19 @@ class Client:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._sql = catalog(settings.schema)
-        self._pool: AsyncConnectionPool[AsyncConnection[Row]] | None = None
-        self._url = ""
+        self._session = Session(settings)
+        self._bell = Bell(self._session, self._sql)
         self._lanes: dict[LaneKey, int] = {}
         self._known_queues: set[str] = {*settings.queues, *(spec.queue for spec in settings.machines)}
         self._waiters: dict[int, set[asyncio.Event]] = {}
         self._local: Any = None  # the worker in this process
-        self._told: dict[str, float] = {}
-        self._untold: dict[str, float] = {}
-        self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._telling: set[asyncio.Task[None]] = set()
-
-    # Opening --------------------------------------------------------------------------------------
-
-    async def _open(self, url: str) -> None:
-        """Connects and checks the schema.
-
-        Raises:
-            DatabaseUnreachable, SchemaMissing, SchemaVersionError: what stands in the way.
-        """
-        self._url = url
-        name = f"gen_durable {self._settings.name}"
-        try:
-            async with asyncio.timeout(self._settings.statement_timeout):
-                first = await open_connection(url, name)
-        except (psycopg.Error, OSError, TimeoutError) as error:
-            raise unreachable(url, error) from None
-        try:
-            await check_version(first, self._settings.schema)
-        finally:
-            await first.close()
-        self._pool = AsyncConnectionPool(
-            kwargs={"url": url, "application_name": name},
-            connection_class=_PooledConnection,
-            min_size=1,
-            max_size=self._settings.pool_size,
-            check=_check_if_idle,
-            configure=_configure,
-            open=False,
-            timeout=self._settings.statement_timeout,
-            name=f"gen_durable-{self._settings.name}",
-        )
-        await self._pool.open()
 
     async def _close(self) -> None:
-        for queue, timer in list(self._timers.items()):
-            timer.cancel()
-            self._tell_now(queue)
-        await asyncio.gather(*self._telling)
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            await pool.close()
+        await self._bell.close()
+        await self._session.close()
         for events in self._waiters.values():
             for event in events:
                 event.set()
-
-    async def _fetch(self, request: Request) -> builtins.list[Row]:
-        if self._pool is None:
-            raise EngineStateError(
-                f"the engine {self._settings.name!r} is not started: use it inside `async with engine:` "
-                "or `async with engine.client():`"
-            )
-        pool = self._pool
-        try:
-            connection = await pool.getconn()
-            timer = asyncio.get_running_loop().call_later(self._settings.statement_timeout, cut, connection)
-            try:
-                return await fetch(connection, request)
-            finally:
-                timer.cancel()
-                await pool.putconn(connection)
-        except (PoolTimeout, PoolClosed) as error:
-            raise unreachable(self._url, error) from error
-        except (psycopg.DataError, psycopg.errors.ProgramLimitExceeded, psycopg.errors.StatementTooComplex) as error:
-            what = f"Postgres refused a value of {request.statement.name}: {str(error).strip()}"
-            raise InvalidArgument(what) from error
-        except psycopg.errors.InsufficientPrivilege as error:
-            raise forbidden(self._url, error) from error
-        except psycopg.OperationalError as error:
-            if error.sqlstate and error.sqlstate[:2] != "08" and error.sqlstate[:3] != "57P":
-                raise
-            raise DatabaseUnreachable(
-                f"{unreachable(self._url, error)}. The connection broke while {request.statement.name} was under way: "
-                "a write may or may not have taken effect"
-            ) from error
-
-    async def _call(self, operation: Operation[Any]) -> Any:
-        return await drive(operation, self._fetch)
 
     # Inserting ------------------------------------------------------------------------------------
 
@@ -285,14 +193,14 @@ class Client:
         queues = {lane.queue for _, lane, row in checked if not row.delay}  # "at" may have passed
         later = any(row.delay or row.at is not None for _, _, row in checked)
         others = {queue for queue in queues if self._local is None or not self._local.takes(queue)}
-        notify = self._must_notify(others, later)
+        notify = self._bell.rides_along(others) or later
         rows = [row for _, _, row in checked]
-        placed: builtins.list[Placed] = await self._call(
+        placed: builtins.list[Placed] = await self._session.call(
             insert_all(self._sql, rows, notify=notify, soon=self._settings.poll_interval)
         )
         if not notify:
             for queue in others:
-                self._tell_later(queue)
+                self._bell.later(queue)
         if self._local is not None:
             waits = [row.delay or 0.0 for _, _, row in checked if row.delay or row.at is not None]
             self._local.inserted(queues, min(waits, default=None))
@@ -342,11 +250,11 @@ class Client:
         if missing:
             await self._check_queues({key.queue for key in missing})
             keeps = {key: self._keep(spec) for key, spec in missing.items()}
-            self._lanes.update(await self._call(ensure_lanes(self._sql, keeps)))
+            self._lanes.update(await self._session.call(ensure_lanes(self._sql, keeps)))
             # Workers that run these queues must learn of the new lanes.
             if self._local is not None:
                 self._local.lanes_changed()
-            await self._fetch(self._sql["queues/wake"].bind(messages=["l:"]))
+            await self._session.fetch(self._sql["queues/wake"].bind(messages=["l:"]))
         return {key: self._lanes[key] for key in wanted}
 
     async def _lane(self, spec: MachineSpec, queue: str) -> int:
@@ -359,48 +267,13 @@ class Client:
 
     async def _check_queues(self, queues: set[str]) -> None:
         if queues - self._known_queues:
-            rows = await self._fetch(self._sql["queues/names"].bind())
+            rows = await self._session.fetch(self._sql["queues/names"].bind())
             self._known_queues |= {row[0] for row in rows}
         for queue in sorted(queues - self._known_queues):
             raise InvalidArgument(
                 f"there is no queue {queue!r}; known are {', '.join(sorted(self._known_queues))}: "
                 "name it in queues= of the engine that should run it"
             )
-
-    # Waking ---------------------------------------------------------------------------------------
-
-    def _must_notify(self, queues: set[str], later: bool) -> bool:
-        """Whether an insert tells other processes itself.
-
-        It need not where this process's own worker starts the row at once. Under load one notification serves all
-        inserts of a few milliseconds: the first tells, and one that is sent after the window's end speaks for the rest.
-        """
-        now = time.monotonic()
-        fresh = [queue for queue in queues if now - self._told.get(queue, 0.0) >= COALESCE_SECONDS]
-        for queue in fresh:
-            self._told[queue] = now
-        return bool(fresh) or later
-
-    def _tell_later(self, queue: str) -> None:
-        """A row of the queue is there and nobody was told: see to it that somebody is, soon."""
-        self._untold[queue] = time.monotonic()
-        if queue not in self._timers:
-            loop = asyncio.get_running_loop()
-            self._timers[queue] = loop.call_later(COALESCE_SECONDS, self._tell_now, queue)
-
-    def _tell_now(self, queue: str) -> None:
-        del self._timers[queue]
-        since = self._untold.pop(queue)
-        if self._told.get(queue, 0.0) > since:
-            return  # an insert that was sent after the row was there has told
-        self._told[queue] = time.monotonic()
-        task = asyncio.create_task(self._tell(queue), name="gen_durable wake-up")
-        self._telling.add(task)
-        task.add_done_callback(self._telling.discard)
-
-    async def _tell(self, queue: str) -> None:
-        with contextlib.suppress(DatabaseUnreachable, EngineStateError):  # the poll interval finds the rows
-            await self._fetch(self._sql["queues/wake"].bind(messages=[f"q:{queue}"]))
 
     # Reading --------------------------------------------------------------------------------------
 
@@ -410,7 +283,7 @@ class Client:
         Raises:
             NoSuchInstance: there is none, or its retention has passed.
         """
-        found: Snapshot | None = await self._call(reading.find(self._sql, _check_target(target)))
+        found: Snapshot | None = await self._session.call(reading.find(self._sql, _check_target(target)))
         if found is None:
             raise NoSuchInstance(target)
         return found
@@ -452,7 +325,7 @@ class Client:
                     names = ", ".join(dict.fromkeys(s.label for s in Status))
                     raise InvalidArgument(f"there is no status {label!r}; the statuses are {names}")
             statuses = [int(known) for known in Status if known.label in labels]
-        page: Page = await self._call(
+        page: Page = await self._session.call(
             reading.page(
                 self._sql,
                 machine=machine,
@@ -472,17 +345,17 @@ class Client:
             NoSuchInstance: there is none.
         """
         found = await self.get(target)
-        listed: builtins.list[Transition] = await self._call(reading.history(self._sql, found.id))
+        listed: builtins.list[Transition] = await self._session.call(reading.history(self._sql, found.id))
         return listed
 
     async def counts(self) -> builtins.list[QueueCount]:
         """How many instances there are, by queue, machine and status. It reads everything: not for every second."""
-        counted: builtins.list[QueueCount] = await self._call(reading.counts(self._sql))
+        counted: builtins.list[QueueCount] = await self._session.call(reading.counts(self._sql))
         return counted
 
     async def workers(self) -> builtins.list[WorkerInfo]:
         """The worker processes that are registered."""
-        listed: builtins.list[WorkerInfo] = await self._call(reading.workers(self._sql))
+        listed: builtins.list[WorkerInfo] = await self._session.call(reading.workers(self._sql))
         return listed
 
     # Waiting --------------------------------------------------------------------------------------
@@ -549,28 +422,7 @@ class Client:
 
     async def _set_paused(self, queue: str, paused: bool) -> None:
         await self._check_queues({check_name(queue, "queue")})
-        await self._call(reading.set_paused(self._sql, queue, paused))
-
-
-class _PooledConnection(AsyncConnection[Row]):
-    """The pool's connections are opened like all others of ours."""
-
-    @classmethod
-    async def connect(cls, conninfo: str = "", **kwargs: Any) -> Any:
-        return await open_connection(kwargs["url"], kwargs["application_name"])
-
-
-async def _configure(connection: AsyncConnection[Row]) -> None:
-    await set_up(connection, steady=False)
-
-
-async def _check_if_idle(connection: AsyncConnection[Row]) -> None:
-    """A connection at rest that has something to read was closed by the other side: found without a round trip."""
-    quiet = select.poll()
-    if not connection.closed:
-        quiet.register(connection.pgconn.socket, select.POLLIN)
-    if connection.closed or quiet.poll(0):
-        await AsyncConnectionPool.check_connection(connection)
+        await self._session.call(reading.set_paused(self._sql, queue, paused))
 
 
 def _check_target(target: int | str) -> int | str:

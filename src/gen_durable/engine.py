@@ -196,7 +196,7 @@ class Engine(Client):
             url = await self.database_url(development=development)
             if self._uses_embedded(url):
                 await self.migrate()
-            await self._open(url)
+            await self._session.open(url)
         except BaseException:
             await self._disconnect()
             raise
@@ -249,7 +249,7 @@ class Engine(Client):
         self._life = asyncio.create_task(self._live(worker), name=f"gen_durable {self._settings.name}")
 
     async def _begin(self) -> Worker:
-        worker = Worker(self._settings, self._url, self._sql, self._hooks, self)
+        worker = Worker(self._settings, self._session.url, self._sql, self._hooks, self)
         try:
             await worker.start()
         except BaseException:

@@ -1,0 +1,69 @@
+"""Wakes other processes after inserts: at once when it is quiet, once for many under load."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Iterable
+
+from gen_durable._session import Session
+from gen_durable._store.operation import Catalog
+from gen_durable.errors import DatabaseUnreachable, EngineStateError
+
+__all__ = ["Bell"]
+
+COALESCE_SECONDS = 0.005
+
+
+class Bell:
+    """Decides whether an insert carries a notification, and tells of the rows of those that do not.
+
+    A notification in each transaction would serialise commits under load. So one serves all inserts of a few
+    milliseconds: the first carries it, and one that is sent after the window's end speaks for the rest; where none is,
+    the bell rings by itself.
+    """
+
+    def __init__(self, session: Session, sql: Catalog) -> None:
+        self._session = session
+        self._sql = sql
+        self._told: dict[str, float] = {}  # when the last insert that tells was sent
+        self._untold: dict[str, float] = {}  # when the last row came of which nobody was told
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._ringing: set[asyncio.Task[None]] = set()
+
+    def rides_along(self, queues: Iterable[str]) -> bool:
+        """Whether an insert into these queues, sent now, is to tell; else call :meth:`later` when it is done."""
+        now = time.monotonic()
+        fresh = [queue for queue in queues if now - self._told.get(queue, 0.0) >= COALESCE_SECONDS]
+        for queue in fresh:
+            self._told[queue] = now
+        return bool(fresh)
+
+    def later(self, queue: str) -> None:
+        """A row of the queue is there and nobody was told: see to it that somebody is, soon."""
+        self._untold[queue] = time.monotonic()
+        if queue not in self._timers:
+            loop = asyncio.get_running_loop()
+            self._timers[queue] = loop.call_later(COALESCE_SECONDS, self._ring, queue)
+
+    def _ring(self, queue: str) -> None:
+        del self._timers[queue]
+        since = self._untold.pop(queue)
+        if self._told.get(queue, 0.0) > since:
+            return  # an insert that was sent after the row was there has told
+        self._told[queue] = time.monotonic()
+        task = asyncio.create_task(self._tell(queue), name="gen_durable wake-up")
+        self._ringing.add(task)
+        task.add_done_callback(self._ringing.discard)
+
+    async def _tell(self, queue: str) -> None:
+        with contextlib.suppress(DatabaseUnreachable, EngineStateError):  # the poll interval finds the rows
+            await self._session.fetch(self._sql["queues/wake"].bind(messages=[f"q:{queue}"]))
+
+    async def close(self) -> None:
+        """Tells at once of what is still untold."""
+        for queue, timer in list(self._timers.items()):
+            timer.cancel()
+            self._ring(queue)
+        await asyncio.gather(*self._ringing)

@@ -1,0 +1,127 @@
+"""The client's connections: a pool, watched, with errors that say what happened."""
+
+from __future__ import annotations
+
+import asyncio
+import select
+from typing import Any
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
+
+from gen_durable._store.connection import cut, fetch, forbidden, open_connection, set_up, unreachable
+from gen_durable._store.migrating import check_version
+from gen_durable._store.operation import Operation, Request, Row, drive
+from gen_durable.config import Settings
+from gen_durable.errors import DatabaseUnreachable, EngineStateError, InvalidArgument
+
+__all__ = ["Session"]
+
+
+class Session:
+    """What runs the client's operations; open between :meth:`open` and :meth:`close`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.url = ""
+        self._settings = settings
+        self._pool: AsyncConnectionPool[AsyncConnection[Row]] | None = None
+
+    async def open(self, url: str) -> None:
+        """Connects and checks the schema.
+
+        Raises:
+            DatabaseUnreachable, SchemaMissing, SchemaVersionError: what stands in the way.
+        """
+        self.url = url
+        name = f"gen_durable {self._settings.name}"
+        try:
+            async with asyncio.timeout(self._settings.statement_timeout):
+                first = await open_connection(url, name)
+        except (psycopg.Error, OSError, TimeoutError) as error:
+            raise unreachable(url, error) from None
+        try:
+            await check_version(first, self._settings.schema)
+        finally:
+            await first.close()
+        self._pool = AsyncConnectionPool(
+            kwargs={"url": url, "application_name": name},
+            connection_class=_PooledConnection,
+            min_size=1,
+            max_size=self._settings.pool_size,
+            check=_check_if_idle,
+            configure=_configure,
+            open=False,
+            timeout=self._settings.statement_timeout,
+            name=f"gen_durable-{self._settings.name}",
+        )
+        await self._pool.open()
+
+    async def close(self) -> None:
+        """Closes the pool; safe to call twice."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            await pool.close()
+
+    async def fetch(self, request: Request) -> list[Row]:
+        """Runs one statement.
+
+        Raises:
+            EngineStateError: the session is not open.
+            InvalidArgument: the database refused a value.
+            DatabaseError: a right is missing.
+            DatabaseUnreachable: no connection, or it broke on the way.
+        """
+        if self._pool is None:
+            raise EngineStateError(
+                f"the engine {self._settings.name!r} is not started: use it inside `async with engine:` "
+                "or `async with engine.client():`"
+            )
+        pool = self._pool
+        try:
+            connection = await pool.getconn()
+            timer = asyncio.get_running_loop().call_later(self._settings.statement_timeout, cut, connection)
+            try:
+                return await fetch(connection, request)
+            finally:
+                timer.cancel()
+                await pool.putconn(connection)
+        except (PoolTimeout, PoolClosed) as error:
+            raise unreachable(self.url, error) from error
+        except (psycopg.DataError, psycopg.errors.ProgramLimitExceeded, psycopg.errors.StatementTooComplex) as error:
+            what = f"Postgres refused a value of {request.statement.name}: {str(error).strip()}"
+            raise InvalidArgument(what) from error
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise forbidden(self.url, error) from error
+        except psycopg.OperationalError as error:
+            if error.sqlstate and error.sqlstate[:2] != "08" and error.sqlstate[:3] != "57P":
+                raise
+            raise DatabaseUnreachable(
+                f"{unreachable(self.url, error)}. The connection broke while {request.statement.name} was under way: "
+                "a write may or may not have taken effect"
+            ) from error
+
+    async def call(self, operation: Operation[Any]) -> Any:
+        """Runs an operation."""
+        return await drive(operation, self.fetch)
+
+
+class _PooledConnection(AsyncConnection[Row]):
+    """The pool's connections are opened like all others of ours."""
+
+    @classmethod
+    async def connect(cls, conninfo: str = "", **kwargs: Any) -> Any:
+        return await open_connection(kwargs["url"], kwargs["application_name"])
+
+
+async def _configure(connection: AsyncConnection[Row]) -> None:
+    await set_up(connection, steady=False)
+
+
+async def _check_if_idle(connection: AsyncConnection[Row]) -> None:
+    """A connection at rest that has something to read was closed by the other side: found without a round trip."""
+    quiet = select.poll()
+    if not connection.closed:
+        quiet.register(connection.pgconn.socket, select.POLLIN)
+    if connection.closed or quiet.poll(0):
+        await AsyncConnectionPool.check_connection(connection)
