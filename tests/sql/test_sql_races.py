@@ -150,21 +150,25 @@ async def test_the_same_keys_in_opposite_orders_never_deadlock(stage: Stage) -> 
     keys = [f"k{n:05}" for n in range(4500)]  # more than two statements' worth
     one, two = await stage.connect(), await stage.connect()
 
-    async def go(names: list[str], on: Connection, first: asyncio.Event | None = None) -> list[Placed]:
+    first, further = asyncio.Event(), asyncio.Event()
+
+    async def go(names: list[str], on: Connection, *, stepped: bool) -> list[Placed]:
         async def send(request: Any) -> Any:
             rows = await fetch(on, request)
-            if first is not None:
+            if stepped:
                 first.set()
+                await further.wait()
             return rows
 
         async with on.transaction():
             return await drive(insert_all(stage.sql, [NewInstance(lane, "s", state, key) for key in names]), send)
 
-    under_way = asyncio.Event()
-    forward = asyncio.create_task(go(keys, one, under_way))
-    await under_way.wait()
-    backward = await go(keys[::-1], two)
-    placed = await forward
+    forward = asyncio.create_task(go(keys, one, stepped=True))
+    await first.wait()
+    other = asyncio.create_task(go(keys[::-1], two, stepped=False))
+    await stage.until_waiting(other, two)  # at its very first key: it holds none that the other still needs
+    further.set()
+    placed, backward = await forward, await other
     assert [place.id for place in placed] == [place.id for place in backward[::-1]]
     duplicates = [place.duplicate for place in placed + backward]
     assert sum(duplicates) == len(keys)

@@ -23,21 +23,32 @@ async def nothing(n: int) -> None:
     return None
 
 
+class Sent(Counter[str]):
+    """How often each statement was sent; says so when there is more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.get_running_loop()
+        self.more = asyncio.Event()
+
+
 @pytest.fixture
-def sent(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Counts what a worker sends, by statement."""
-    counted: Counter[str] = Counter()
+async def sent(monkeypatch: pytest.MonkeyPatch) -> Sent:
+    """Counts what a worker sends, from each of its threads."""
+    counted = Sent()
 
     async def counting(to: Any, request: Request) -> list[Row]:
+        rows = await connection.fetch(to, request)
         counted[request.statement.name] += 1
-        return await connection.fetch(to, request)
+        counted.loop.call_soon_threadsafe(counted.more.set)
+        return rows
 
     for module in (link, control):
         monkeypatch.setattr(module, "fetch", counting)
     return counted
 
 
-async def test_a_backlog_costs_one_statement_a_batch(build: Callable[..., Engine], sent: Counter[str]) -> None:
+async def test_a_backlog_costs_one_statement_a_batch(build: Callable[..., Engine], sent: Sent) -> None:
     """One claim statement for each batch that is claimed, one commit for each batch of outcomes."""
     client = build(nothing)
     async with client.client():
@@ -56,7 +67,7 @@ async def test_a_backlog_costs_one_statement_a_batch(build: Callable[..., Engine
     engine.on("commit", committed)
     async with engine, asyncio.timeout(30):
         await done.wait()
-        counted = sent.copy()
+        counted = Counter(sent)
     assert sum(claim.got for claim in claims) == JOBS
     assert counted["committing/commit"] == len(commits)
     assert len(claims) <= counted["claiming/claim"] <= len(claims) + 5
@@ -68,17 +79,17 @@ async def test_a_backlog_costs_one_statement_a_batch(build: Callable[..., Engine
 
 
 @pytest.mark.crash
-async def test_an_idle_worker_is_quiet(build: Callable[..., Engine], sent: Counter[str]) -> None:
+async def test_an_idle_worker_is_quiet(build: Callable[..., Engine], sent: Sent) -> None:
     """Fewer than two statements a second in total, with every default."""
-    engine = build(nothing)
     seconds = 5.0
-    async with engine:
-        handle = await engine.insert(nothing.bind(n=1))
-        await handle.result(timeout=10)
-        before = sent.copy()
-        never = asyncio.Event()
+    started = {"claiming/claim", "timing/promote", "workers/reap", "workers/heartbeat", "pruning/sweep"}
+    async with build(nothing), asyncio.timeout(30):
+        while not started <= sent.keys():
+            await asyncio.wait_for(sent.more.wait(), 10)
+            sent.more.clear()
+        before = Counter(sent)
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(never.wait(), seconds)
-        during = sent - before
+            await asyncio.wait_for(asyncio.Event().wait(), seconds)
+        during = Counter(sent) - before
     assert during.total() / seconds < 2, during
     assert during["workers/heartbeat"] >= 1
