@@ -136,6 +136,22 @@ async def test_a_key_twice_in_one_call_is_one_instance_though_the_first_ends_at_
                 assert await item.handle.result(timeout=10) in (0, 1, 2)
 
 
+async def test_a_key_twice_in_one_call_is_told_apart_before_anything_runs(build: Build, sql: Sql) -> None:
+    """R16: the same, where every row is gone as soon as its insert commits: nothing is inserted a second time."""
+    await sql(
+        "CREATE FUNCTION {s}.gone() RETURNS trigger LANGUAGE plpgsql AS "
+        "'BEGIN DELETE FROM {s}.instances i WHERE i.id = NEW.id; RETURN NULL; END'"
+    )
+    await sql(
+        "CREATE CONSTRAINT TRIGGER gone AFTER INSERT ON {s}.instances DEFERRABLE INITIALLY DEFERRED "
+        "FOR EACH ROW EXECUTE FUNCTION {s}.gone()"
+    )
+    async with build(keyed, queues={}) as engine:
+        report = await engine.insert_many(BulkItem(keyed.bind(n=n), key=f"k{n % 2}") for n in range(6))
+    assert [item.duplicate for item in report] == [False, False, True, True, True, True]
+    assert [item.id for item in report] == [report[n % 2].id for n in range(6)]
+
+
 async def test_insert_many_of_thousands_is_some_round_trips(build: Build) -> None:
     """Section 7: any number, in a few round trips; ids in the order given."""
     async with build(keyed, queues={}) as engine:
@@ -163,7 +179,7 @@ async def test_racing_inserts_of_one_key_make_one_instance(build: Build) -> None
 
 async def test_the_same_keys_in_opposite_orders_never_deadlock(build: Build, sql: Sql) -> None:
     """R16: many callers on two engines insert the same keys in opposite orders: no deadlock, each key once."""
-    keys = [f"key {n}" for n in range(300)]
+    keys = [f"key {n}" for n in range(1500)]
     shuffled = random.Random(7).sample(keys, len(keys))
     orders = [keys, keys[::-1], shuffled, shuffled[::-1]]
     async with build(keyed, queues={}) as one, build(keyed, queues={}) as two:
@@ -181,7 +197,7 @@ async def test_the_same_keys_in_opposite_orders_never_deadlock(build: Build, sql
             fresh[item.handle.key or ""] += not item.duplicate
     assert set(fresh.values()) == {1}
     assert {len(found) for found in ids.values()} == {1}
-    assert (await sql("SELECT count(*), count(DISTINCT key) FROM {s}.instances"))[0] == (300, 300)
+    assert (await sql("SELECT count(*), count(DISTINCT key) FROM {s}.instances"))[0] == (1500, 1500)
 
 
 async def test_inserts_race_with_a_worker_that_ends_the_holders(build: Build, sql: Sql) -> None:

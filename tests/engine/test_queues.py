@@ -8,7 +8,7 @@ from collections import Counter
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from engine_support import Build, Seen, Sql, moment
+from engine_support import Build, Seen, Sql, eventually, moment
 
 from gen_durable import BulkItem, Context, Done, Machine, Next, job, step
 from gen_durable.errors import InvalidArgument
@@ -105,7 +105,10 @@ async def test_each_queue_has_its_own_concurrency_and_never_more(build: Build) -
             await full.wait()
             now[queue] -= 1
 
-    async with build(Busy, queues=limits) as engine:
+    async with build(Busy, a, queues=limits) as engine:
+        for queue in limits:  # quick ones first, so that it takes many in advance
+            for item in await engine.insert_many(BulkItem(a.bind(n=n), queue=queue) for n in range(200)):
+                await item.handle.result(timeout=10)
         report = await engine.insert_many(BulkItem(Busy(), queue=queue) for queue in limits for _ in range(20))
         await asyncio.wait_for(full.wait(), 10)
         for item in report:
@@ -224,6 +227,36 @@ async def test_a_pause_lets_running_steps_finish_and_stops_before_the_next_claim
         assert (await second.get()).status == "runnable"
         await engine.resume_queue("default")
         assert await second.result(timeout=5) == "done"
+
+
+async def test_a_pause_stops_a_chain_and_hands_back_what_was_taken_in_advance(build: Build, sql: Sql) -> None:
+    """Section 8: a paused queue runs no further step, of a chain or of what a worker holds; all of it waits untouched."""
+
+    class Endless(Machine):
+        n: int = 0
+
+        @step
+        async def go(self, ctx: Context) -> Next:
+            self.n += 1
+            return Next(self.go)
+
+    async with build(Endless, queues={"default": 2}) as engine:
+        steps = Seen(engine, "step")
+        handles = [await engine.insert(Endless()) for _ in range(6)]
+        await steps.until(lambda seen: len(seen) > 300)
+        await engine.pause_queue("default")
+
+        async def all_back() -> bool:
+            return {(await handle.get()).status for handle in handles} == {"runnable"}
+
+        await eventually(all_back)
+        count = len(steps.all)
+        await moment(0.1)
+        assert len(steps.all) == count
+        rows = await sql("SELECT sum((state ->> 'n')::int), max(attempt), max(crashes) FROM {s}.instances")
+        assert rows == [(count, 0, 0)]
+        await engine.resume_queue("default")
+        await steps.until(lambda seen: len(seen) > count + 100)
 
 
 async def test_a_queue_that_no_worker_runs_waits_for_one(build: Build, sql: Sql) -> None:

@@ -61,8 +61,8 @@ async def test_run_ahead_is_the_default_and_can_be_turned_off(build: Build) -> N
     assert [fact[5]["left"] for fact in ahead[1]] == list(range(9, -1, -1))
 
 
-@pytest.mark.parametrize("concurrency", [1, 2])
-async def test_a_long_chain_gives_way_to_what_waits_in_its_queue(build: Build, concurrency: int) -> None:
+@pytest.mark.parametrize(("concurrency", "prefetch"), [(1, 0), (1, 500), (2, 0)])
+async def test_a_long_chain_gives_way_to_what_waits_in_its_queue(build: Build, concurrency: int, prefetch: int) -> None:
     """Section 3, run-ahead: an endless chain yields after its share, so others of its queue get their turn."""
     stop = asyncio.Event()
     turns: list[str] = []
@@ -80,7 +80,7 @@ async def test_a_long_chain_gives_way_to_what_waits_in_its_queue(build: Build, c
         turns.append(f"other {n}")
         return n
 
-    async with build(Endless, other, queues={"default": concurrency}) as engine:
+    async with build(Endless, other, queues={"default": concurrency}, prefetch=prefetch) as engine:
         chains = [await engine.insert(Endless()) for _ in range(concurrency)]
         running = Seen(engine, "step")
         await running.until(lambda seen: len(seen) > 3)
