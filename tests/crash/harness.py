@@ -189,11 +189,6 @@ class Chaos:
         await until(lambda: self.left() == 0, timeout, why="the end of all instances")
         assert self.rows("SELECT id, error FROM {schema}.finished WHERE status <> 6") == []
 
-    async def long_up(self, seconds: float) -> None:
-        """Waits until the server has run for a while: just after its start a missing lock says nothing."""
-        query = "SELECT extract(epoch FROM clock_timestamp() - pg_postmaster_start_time())"
-        await until(lambda: self.rows(query)[0][0] > seconds, why="the server's age")
-
 
 class Client:
     """A client engine on the same schema, which runs nothing."""

@@ -90,9 +90,9 @@ async def test_nothing_is_lost_when_the_server_crashes_under_load(server: Server
     async with host(farm) as (engine, reconnects, deaths):
         workers = [await farm.worker(), await farm.worker()]
         ids = {process.pid: await farm.registered(process) for process in workers}
-        inserted = await engine.insert_many([Chain(total=40, pause=0.02) for _ in range(600)])
+        inserted = await engine.insert_many([Chain(total=40, pause=0.02) for _ in range(300)])
         sleeper = await engine.insert(Hold(seconds=8.0))
-        for progress in (2000, 9000):
+        for progress in (1500, 6000):
             await until(lambda progress=progress: len(farm.notes("run")) > progress)  # type: ignore[misc]
             assert farm.left() > 0
             await server.crash_and_restart()
@@ -107,11 +107,11 @@ async def test_nothing_is_lost_when_the_server_crashes_under_load(server: Server
     assert {process.pid: await farm.registered(process) for process in workers} == ids, "nobody had to register anew"
     # Every step's outcome was committed once, and none had to run again: a worker outlives its database.
     assert farm.rows("SELECT count(*), count(DISTINCT id), max(attempt), max(crashes) FROM {schema}.finished") == [
-        (601, 601, 0, 0)
+        (301, 301, 0, 0)
     ]
     # Each transition once: the last one of an instance is its terminal row.
     assert farm.rows("SELECT count(*), count(DISTINCT (instance_id, seq)) FROM {schema}.transitions") == [
-        (600 * 39, 600 * 39)
+        (300 * 39, 300 * 39)
     ]
 
 
@@ -136,7 +136,6 @@ async def test_workers_outlive_the_crash_of_a_backend(server: Server, farm: Chao
     """R25, R27: kill -9 of one backend makes the server drop all its sessions and locks: nobody is dead for that."""
     async with host(farm) as (engine, reconnects, deaths):
         await farm.worker()
-        await farm.long_up(6.0)
         handles = [await engine.insert(Hold(seconds=6.0)) for _ in range(20)]
         await until(lambda: farm.executing() == 20)
         with psycopg.connect(server.url, autocommit=True) as victim:

@@ -41,10 +41,10 @@ async def test_a_drain_lets_running_steps_finish_and_hands_the_rest_back(
 async def test_a_drain_under_load_leaks_no_claim(chaos: Chaos, build: Callable[..., Engine]) -> None:
     """R26: workers with full buffers are drained one after the other; no claim is left, nothing cost an attempt."""
     async with Client(build, MACHINES) as client:
-        await client.insert_many([Chain(total=3, pause=0.002) for _ in range(3000)])
+        await client.insert_many([Chain(total=3, pause=0.002) for _ in range(2000)])
         for round_ in range(1, 4):
             process = await chaos.worker(queues={"default": 20})
-            await until(lambda round_=round_: len(chaos.notes("run")) > 800 * round_)  # type: ignore[misc]
+            await until(lambda round_=round_: len(chaos.notes("run")) > 500 * round_)  # type: ignore[misc]
             process.send(signal.SIGTERM)
             assert await process.exited(10) == 0
             assert chaos.executing() == 0
@@ -67,6 +67,7 @@ async def test_a_second_signal_cancels_what_still_runs(
         await until(lambda: chaos.notes("run"))
         process.send(number)
         await until(lambda: chaos.notes("drain"))
+        await asyncio.sleep(1.5)  # one that comes sooner counts as the same: a supervisor may send it too
         assert process.alive
         process.send(number)
         assert await process.exited(10) == 0

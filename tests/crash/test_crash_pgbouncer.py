@@ -118,7 +118,6 @@ async def test_a_direct_url_for_listening_brings_wake_ups_and_a_quick_end_of_the
     chaos: Chaos, build: Callable[..., Engine], pooler: Pooler
 ) -> None:
     """R19, R25: with ``listen_url`` work is found at once, and a death within 3 s, as without a pooler."""
-    await chaos.long_up(6.0)
     await pooler.start()
     async with build(*MACHINES, url=pooler.url, queues={}) as client:
         first = await chaos.worker(url=pooler.url, listen_url=chaos.url)

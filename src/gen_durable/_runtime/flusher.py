@@ -13,8 +13,8 @@ import psycopg
 
 from gen_durable._runtime.held import Held
 from gen_durable._runtime.link import Link, LinkDown
-from gen_durable._runtime.record import END, ON, Record, encode_records, error_json
-from gen_durable._store.operation import Catalog
+from gen_durable._runtime.record import BACK, END, ON, Record, encode_records, error_json
+from gen_durable._store.operation import Catalog, Request, Row
 from gen_durable.errors import InvalidState
 from gen_durable.events import CommitEvent, Hooks, StaleEvent, emit
 from gen_durable.status import Status
@@ -153,14 +153,21 @@ class Flusher:
     async def _look_up(self, entries: list[Entry]) -> set[Fence]:
         """Which of the outcomes that were refused the second time are there from the first."""
         ids = msgspec.json.encode([held.id for held, _ in entries]).decode()
+        places = {row[0]: row[1:] for row in await self._ask(self._sql["committing/locate"].bind(ids=ids))}
+        there = {_fence(entry) for entry in entries if self._is_there(places.get(entry[0].id), *entry)}
+        # A row that went back may have been claimed again before we looked.
+        back = [{"id": held.id, "rev": held.rev} for held, record in entries if record.op == BACK]
+        if back:
+            claims = msgspec.json.encode(back).decode()
+            there.update(await self._ask(self._sql["committing/noted"].bind(worker=self._worker, claims=claims)))
+        return there
+
+    async def _ask(self, question: Request) -> list[Row]:
         while True:
             try:
-                rows = await self._link.fetch(self._sql["committing/locate"].bind(ids=ids))
-                break
+                return await self._link.fetch(question)
             except LinkDown:
                 continue
-        places = {row[0]: row[1:] for row in rows}
-        return {_fence(entry) for entry in entries if self._is_there(places.get(entry[0].id), *entry)}
 
     def _is_there(self, place: tuple[int, int, int | None] | None, held: Held, record: Record) -> bool:
         if place is None or place[0] != held.rev + 1:
