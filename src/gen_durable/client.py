@@ -19,7 +19,7 @@ from gen_durable._session import Session
 from gen_durable._store import reading
 from gen_durable._store.inserting import LaneKey, NewInstance, Placed, ensure_lanes, insert_all
 from gen_durable._store.operation import catalog
-from gen_durable.config import Settings
+from gen_durable.config import LONGEST_POLL, Settings
 from gen_durable.errors import (
     ConfigurationError,
     DuplicateInstance,
@@ -196,7 +196,7 @@ class Client:
         notify = self._bell.rides_along(others) or later
         rows = [row for _, _, row in checked]
         placed: builtins.list[Placed] = await self._session.call(
-            insert_all(self._sql, rows, notify=notify, soon=self._settings.poll_interval)
+            insert_all(self._sql, rows, notify=notify, soon=LONGEST_POLL)
         )
         if not notify:
             for queue in others:

@@ -13,8 +13,9 @@ from gen_durable.errors import ConfigurationError
 from gen_durable.machine import MachineSpec, spec_of
 from gen_durable.outcome import check_name
 
-__all__ = ["Settings", "database_url_from_environment"]
+__all__ = ["LONGEST_POLL", "Settings", "database_url_from_environment"]
 
+LONGEST_POLL = 60.0  # an insert wakes timers for what is due sooner than any worker would look by itself
 ENVIRONMENT = ("GEN_DURABLE_DATABASE_URL", "DATABASE_URL")
 
 
@@ -57,6 +58,8 @@ class Settings:
             put(self, name, _seconds(name, getattr(self, name), least=0))
         for name in ("lease", "heartbeat", "poll_interval", "statement_timeout"):
             put(self, name, _seconds(name, getattr(self, name), least=0.01))
+        if self.poll_interval > LONGEST_POLL:
+            raise ConfigurationError(f"poll_interval={self.poll_interval:g} s: use at most {LONGEST_POLL:g} seconds")
         if self.heartbeat * 2 > self.lease:
             raise ConfigurationError(
                 f"heartbeat={self.heartbeat:g} s is too slow for lease={self.lease:g} s: "

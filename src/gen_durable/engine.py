@@ -63,7 +63,8 @@ class Engine(Client):
     drain_timeout       30                         Seconds that running steps get at a drain
     lease               15                         Seconds of silence after which a worker is dead
     heartbeat           5                          Seconds between two signs of life; at most half the lease
-    poll_interval       5                          Seconds until work is found when every notification is lost
+    poll_interval       5                          Seconds until work is found when every notification is lost,
+                                                   at most 60
     statement_timeout   10                         Seconds after which a silent connection is given up
     prefetch            500                        How many rows a queue holds at most beyond those that run
     threads             64                         Threads for steps that are plain functions

@@ -199,9 +199,8 @@ async def test_lanes_are_made_once_and_keep_their_numbers(stage: Stage) -> None:
         ("q", "m", 2, first[LaneKey("q", "m", 2)], False, mark),
     ]
     await stage.run("queues/pause", queue="r", paused=True)
-    assert {row[-1] for row in await stage.run("queues/known", queues=["q"])} == {
-        f"{mark}:{first[LaneKey('r', 'm', 1)]}"
-    }, "who hears nothing sees it by the mark"
+    (other,) = {row[-1] for row in await stage.run("queues/known", queues=["q"])}
+    assert other.startswith(f"{mark}:"), "who hears nothing sees it by the mark"
 
 
 async def test_a_lane_that_comes_to_a_paused_queue_is_paused(stage: Stage, ear: Connection) -> None:

@@ -130,7 +130,8 @@ class Claimer(Service):
         got = self._deal(rows, now)
         for queue, room in wanted.items():
             count = len(got.get(queue, ()))
-            if count >= room:
+            # Over several lanes a claim that races with another worker's can come back short of what is there.
+            if count >= room or (count and len(queue.lanes) > 1):
                 queue.empty = False
             elif queue.empty:
                 queue.look_at = now + self._poll_interval

@@ -33,6 +33,8 @@ __all__ = ["Control", "Listener"]
 
 log = logging.getLogger("gen_durable")
 
+FIRST_ID = 3  # below are the numbers of the other advisory locks: reaper, partitions, migrations
+
 # Between two attempts to connect. When the server has crashed it has forgotten the session locks: a worker must be back
 # before the others take that for its death.
 LONGEST_PAUSE = 0.4
@@ -153,7 +155,7 @@ class Control:
 
     async def _register(self, link: Link) -> None:
         while not self.worker:
-            candidate = secrets.randbelow(2**31 - 1) + 1
+            candidate = secrets.randbelow(2**31 - FIRST_ID) + FIRST_ID
             try:
                 await link.connect()
                 rows = await link.fetch(

@@ -48,6 +48,8 @@ _STEADY = {
     "enable_tidscan": "on",
     "search_path": "pg_catalog",
 }
+# The client's statements join a call's rows by hash, but they too must not remember that a table was once empty.
+_CLIENT = {"plan_cache_mode": "force_generic_plan", "jit": "off", "enable_seqscan": "off"}
 # The server must notice a client that is gone, and must not let a lock of ours wait or stay for ever.
 _BOUNDS = {
     "tcp_keepalives_idle": "10",
@@ -171,7 +173,7 @@ async def set_up(connection: AsyncConnection[Row], *, steady: bool) -> bool:
     if row is None or row[0] != connection.info.backend_pid:
         return False
     connection.prepare_threshold = 0
-    settings = {**_BOUNDS, **(_STEADY if steady else {"plan_cache_mode": "force_generic_plan", "jit": "off"})}
+    settings = {**_BOUNDS, **(_STEADY if steady else _CLIENT)}
     await connection.execute(
         "SELECT set_config(name, value, false) FROM unnest(%s::text[], %s::text[]) AS s (name, value)",
         (list(settings), list(settings.values())),

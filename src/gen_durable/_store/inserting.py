@@ -73,7 +73,7 @@ def _chunks(rows: Iterable[tuple[int, NewInstance]]) -> Iterator[list[tuple[int,
 
 
 def insert_all(
-    sql: Catalog, rows: list[NewInstance], *, notify: bool = True, soon: float = 5.0
+    sql: Catalog, rows: list[NewInstance], *, notify: bool = True, soon: float = 60.0
 ) -> Operation[list[Placed]]:
     """Inserts rows; answers for each, in the order given.
 

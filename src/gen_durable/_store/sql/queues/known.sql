@@ -4,7 +4,7 @@
 -- Locks: none.
 -- Index: none needed; one row per machine version and queue.
 SELECT l.queue, l.machine, l.version, l.id, l.paused, (
-    SELECT concat_ws(':', max(a.id), sum(a.id) FILTER (WHERE a.paused)) FROM {schema}.lanes a
+    SELECT concat_ws(':', max(a.id), sum(hashint4(a.id)::bigint) FILTER (WHERE a.paused)) FROM {schema}.lanes a
 )
 FROM {schema}.lanes l
 WHERE l.queue = ANY (%(queues)s::text[])

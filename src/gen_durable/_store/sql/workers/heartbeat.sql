@@ -8,5 +8,5 @@ UPDATE {schema}.workers
 SET seen_at = {clock}, suspect_at = NULL, locked = %(locked)s::boolean, lanes = %(lanes)s::int[]
 WHERE id = %(worker)s::int
 RETURNING (
-    SELECT concat_ws(':', max(a.id), sum(a.id) FILTER (WHERE a.paused)) FROM {schema}.lanes a
+    SELECT concat_ws(':', max(a.id), sum(hashint4(a.id)::bigint) FILTER (WHERE a.paused)) FROM {schema}.lanes a
 )
