@@ -123,6 +123,40 @@ async def test_timers_wake_exactly(build: Build, elsewhere: bool) -> None:
         assert (await first[0].get()).status == "runnable"
 
 
+async def test_a_deadline_that_is_set_while_the_timers_look_is_not_forgotten(build: Build, sql: Sql) -> None:
+    """R19: the look that is under way can't see it, and its answer must not put the timers to rest until the poll."""
+
+    class Nap(Machine):
+        @step
+        async def one(self, ctx: Context) -> Sleep:
+            return Sleep(0.1, self.two)
+
+        @step
+        async def two(self, ctx: Context) -> Done:
+            return Done("awake")
+
+    await sql(
+        "CREATE FUNCTION {s}.held_up() RETURNS trigger LANGUAGE plpgsql AS "
+        "'BEGIN PERFORM pg_advisory_xact_lock(47110815); RETURN NEW; END'"
+    )
+    await sql(
+        "CREATE TRIGGER held_up BEFORE UPDATE ON {s}.instances FOR EACH ROW "
+        "WHEN (OLD.status = 1 AND NEW.status = 0) EXECUTE FUNCTION {s}.held_up()"
+    )
+    async with build(Nap, noop, **SILENT) as engine:
+        await _quiet(engine)
+        await sql("SELECT pg_advisory_lock(47110815)")
+        first = await engine.insert(noop.bind(n=1), delay=0.1)
+        waits = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = 47110815 AND NOT granted"
+        await eventually(lambda: sql(waits))
+        commits = Seen(engine, "commit")
+        second = await engine.insert(Nap())
+        await commits.until(lambda seen: seen)
+        await sql("SELECT pg_advisory_unlock(47110815)")
+        assert await first.result(timeout=5) == 1
+        assert await second.result(timeout=5) == "awake"
+
+
 async def test_a_sleep_of_another_worker_is_looked_after_by_whoever_is_there(build: Build) -> None:
     """R19: the timers of one worker bring forward what sleeps in the queue of another, and it hears of it."""
 

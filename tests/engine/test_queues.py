@@ -229,8 +229,21 @@ async def test_a_pause_lets_running_steps_finish_and_stops_before_the_next_claim
         assert await second.result(timeout=5) == "done"
 
 
+async def test_a_queue_that_is_paused_before_its_first_row(build: Build) -> None:
+    """Section 8: a pause holds for machines that nobody had in that queue when it began."""
+    async with build(a, b, queues={"default": 1, "fresh": 2}) as engine:
+        await engine.pause_queue("fresh")
+        held = [await engine.insert(which.bind(n=1), queue="fresh") for which in (a, b)]
+        await (await engine.insert(a.bind(n=2))).result(timeout=5)
+        await moment(0.1)
+        assert {(await handle.get()).status for handle in held} == {"runnable"}
+        await engine.resume_queue("fresh")
+        for handle in held:
+            await handle.result(timeout=5)
+
+
 async def test_a_pause_stops_a_chain_and_hands_back_what_was_taken_in_advance(build: Build, sql: Sql) -> None:
-    """Section 8: a paused queue runs no further step, of a chain or of what a worker holds; all of it waits untouched."""
+    """Section 8: a paused queue runs no further step, of a chain or of what a worker holds; it all waits."""
 
     class Endless(Machine):
         n: int = 0

@@ -134,6 +134,34 @@ async def test_a_more_urgent_row_comes_before_the_rest_of_a_chain(build: Build) 
     assert order.index("idle") > max(place for place, what in enumerate(order) if what == "urgent")
 
 
+async def test_a_chain_that_has_had_its_share_lets_all_that_is_more_urgent_go_first(build: Build) -> None:
+    """Section 3, run-ahead: a chain does not run on, step by step, between rows that come before it."""
+    order: list[str] = []
+
+    class Lazy(Machine, priority=9):
+        n: int = 0
+
+        @step
+        async def go(self, ctx: Context) -> Next:
+            order.append("chain")
+            self.n += 1
+            return Next(self.go)
+
+    @job
+    async def urgent() -> None:
+        order.append("urgent")
+
+    async with build(Lazy, urgent, queues={"default": 1}, prefetch=0) as engine:
+        steps = Seen(engine, "step")
+        await engine.insert(Lazy())
+        await steps.until(lambda seen: seen)
+        for item in await engine.insert_many(urgent.bind() for _ in range(400)):
+            await item.handle.result(timeout=15)
+    first, last = order.index("urgent"), len(order) - order[::-1].index("urgent")
+    assert order[first:last].count("urgent") == 400
+    assert order[first:last].count("chain") <= 110  # its share is 100 steps
+
+
 async def test_a_drain_ends_a_chain_between_two_steps(build: Build, sql: Sql) -> None:
     """Section 3, run-ahead; R26: on drain the chain hands the row back, with all that it has committed."""
 
