@@ -78,9 +78,7 @@ async def test_a_second_signal_cancels_what_still_runs(
     assert [note["attempt"] for note in chaos.notes("run")] == [0, 0]
 
 
-async def test_the_end_of_the_drain_timeout_cancels_what_still_runs(
-    chaos: Chaos, build: Callable[..., Engine]
-) -> None:
+async def test_the_end_of_the_drain_timeout_cancels_what_still_runs(chaos: Chaos, build: Callable[..., Engine]) -> None:
     """R26: a step that outlives ``drain_timeout`` is cancelled and goes back."""
     async with Client(build, MACHINES) as client:
         await client.insert(Hold())

@@ -86,9 +86,7 @@ async def test_a_terminal_commit_whose_answer_is_lost_counts_once(
     assert chaos.rows("SELECT count(*), count(DISTINCT id) FROM {schema}.finished") == [(201, 201)]
 
 
-async def test_an_outcome_that_goes_back_counts_once(
-    watch: Callable[..., Watched], chaos: Chaos, proxy: Proxy
-) -> None:
+async def test_an_outcome_that_goes_back_counts_once(watch: Callable[..., Watched], chaos: Chaos, proxy: Proxy) -> None:
     """R3, R27: the same for an outcome that hands the row back to its queue (here: run-ahead is off)."""
     watched = watch(run_ahead=False)
     async with watched.engine as engine:

@@ -124,9 +124,7 @@ async def another(connect: Callable[[], Any], migrated: str) -> Another:
     return make
 
 
-async def test_no_row_is_stranded_as_executing(
-    chaos: Chaos, build: Callable[..., Engine], another: Another
-) -> None:
+async def test_no_row_is_stranded_as_executing(chaos: Chaos, build: Callable[..., Engine], another: Another) -> None:
     """R25: whoever owned the row and however he ended, the first worker that starts finds it and it runs again."""
     one = await another()
     rows: dict[int, str] = {}
