@@ -101,7 +101,7 @@ async def test_a_refused_outcome_is_told_and_changes_nothing(build: Build, sql: 
 async def test_the_same_worker_can_not_commit_through_an_old_claim(build: Build, sql: Sql) -> None:
     """R4: the token is fresh for each claim: also a row that the same worker has claimed again refuses the old one."""
     runs: list[int] = []
-    again = asyncio.Event()
+    again, refused = asyncio.Event(), asyncio.Event()
 
     @job
     async def twice(ctx: Context) -> str:
@@ -115,15 +115,15 @@ async def test_the_same_worker_can_not_commit_through_an_old_claim(build: Build,
             await again.wait()
             return "the first, late"
         again.set()
+        await refused.wait()
         return "the second"
 
     engine = build(twice)
     channel = f"{engine.settings.schema}_wake"
     async with engine:
-        stale = Seen(engine, "stale")
+        engine.on("stale", lambda event: refused.set())
         handle = await engine.insert(twice.bind())
         assert await handle.result(timeout=10) == "the second"
-        await stale.until(lambda seen: seen)
         found = await handle.get()
         history = await engine.history(handle.id)
     assert (found.result, found.crashes, runs) == ("the second", 1, [0, 1])

@@ -278,12 +278,14 @@ async def test_a_drain_lets_running_steps_finish_and_hands_the_rest_back(build: 
         await started.wait()
         stopping = asyncio.create_task(engine.stop())
         await drains.until(lambda seen: seen)
+        await moment(0.2)
         go.set()
         await stopping
     assert drains.all[0].running in (1, 2)
     rows = await sql("SELECT status, worker, attempt, crashes FROM {s}.instances")
     assert set(rows) == {(0, None, 0, 0)}
     assert len(rows) == 6 - len(runs) >= 4
+    assert await sql("SELECT count(*) FROM {s}.finished") == [(len(runs),)]
     assert await sql("SELECT count(*) FROM {s}.workers") == [(0,)]
     async with build(slow):
         pass

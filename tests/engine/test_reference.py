@@ -41,9 +41,9 @@ class Interpreter(Machine, retry=POLICY, history="states"):
             return Done(["ran out", self.total])
         kind, value, until = self.program[self.at]
         self.total += value
-        if kind in ("retry", "raise", "after", "nothing", "broken") and ctx.attempt < until:
+        if kind in ("retry", "sleep", "raise", "after", "nothing", "broken") and ctx.attempt < until:
             match kind:
-                case "retry":
+                case "retry" | "sleep":
                     return Retry()
                 case "raise":
                     raise OSError(str(value))
@@ -115,7 +115,7 @@ class Reference:
         if self.at == len(self.program):
             return self.end("done", ["ran out", self.total]), False
         kind, value, until = self.program[self.at]
-        if kind == "retry" and attempt < until:
+        if kind in ("retry", "sleep") and attempt < until:
             self.total += value
             return "retry", False
         if kind in ("raise", "after", "nothing", "broken") and attempt < until:
