@@ -144,6 +144,7 @@ async def test_a_deadline_that_is_set_while_the_timers_look_is_not_forgotten(bui
         "WHEN (OLD.status = 1 AND NEW.status = 0) EXECUTE FUNCTION {s}.held_up()"
     )
     async with build(Nap, noop, **SILENT) as engine:
+        await (await engine.insert(Nap())).result(timeout=5)
         await _quiet(engine)
         await sql("SELECT pg_advisory_lock(47110815)")
         first = await engine.insert(noop.bind(n=1), delay=0.1)
