@@ -233,5 +233,6 @@ async def test_a_state_that_only_postgres_refuses_fails_its_instance_alone(build
     async with build(Unlucky) as engine:
         found = await _together(engine, ready, [Unlucky(n=n) for n in range(20)])
     assert [one.result for one in found if one.status == "done"] == [n for n in range(20) if n != 13]
-    assert "Postgres refused the state" in found[13].error["message"]
+    assert "Postgres refused" in found[13].error["message"]
+    assert "step 'first'" in found[13].error["message"]
     assert (found[13].step, found[13].state) == ("first", {"n": 13, "x": None})
