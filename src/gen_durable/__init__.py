@@ -10,7 +10,7 @@ from gen_durable.job import Job, job
 from gen_durable.machine import Machine, step
 from gen_durable.outcome import Cancel, Done, Next, Outcome, Retry, RetryAfter, Sleep, Stop
 from gen_durable.retry import Backoff
-from gen_durable.snapshot import Page, QueueCount, Snapshot, Transition, WorkerInfo
+from gen_durable.snapshot import Page, QueueCount, QueueInfo, Snapshot, Transition, WorkerInfo
 
 __all__ = [
     "Backoff",
@@ -27,6 +27,7 @@ __all__ = [
     "Outcome",
     "Page",
     "QueueCount",
+    "QueueInfo",
     "Retry",
     "RetryAfter",
     "Sleep",

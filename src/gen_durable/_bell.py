@@ -27,18 +27,27 @@ class Bell:
     def __init__(self, session: Session, sql: Catalog) -> None:
         self._session = session
         self._sql = sql
-        self._told: dict[str, float] = {}  # when the last insert that tells was sent
+        self._sent: dict[str, float] = {}  # when the last insert that may tell was sent
+        self._told: dict[str, float] = {}  # when the last one was sent that is known to have told
         self._untold: dict[str, float] = {}  # when the last row came of which nobody was told
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._ringing: set[asyncio.Task[None]] = set()
 
     def rides_along(self, queues: Iterable[str]) -> bool:
-        """Whether an insert into these queues, sent now, is to tell; else call :meth:`later` when it is done."""
+        """Whether an insert into these queues, sent now, is to tell.
+
+        When it is done, call :meth:`told` if it has told of each of them, else :meth:`later`.
+        """
         now = time.monotonic()
-        fresh = [queue for queue in queues if now - self._told.get(queue, 0.0) >= COALESCE_SECONDS]
+        fresh = [queue for queue in queues if now - self._sent.get(queue, 0.0) >= COALESCE_SECONDS]
         for queue in fresh:
-            self._told[queue] = now
+            self._sent[queue] = now
         return bool(fresh)
+
+    def told(self, queues: Iterable[str], sent: float) -> None:
+        """An insert that was sent then has told of these queues."""
+        for queue in queues:
+            self._told[queue] = max(sent, self._told.get(queue, 0.0))
 
     def later(self, queue: str) -> None:
         """A row of the queue is there and nobody was told: see to it that somebody is, soon."""
@@ -52,7 +61,7 @@ class Bell:
         since = self._untold.pop(queue)
         if self._told.get(queue, 0.0) > since:
             return  # an insert that was sent after the row was there has told
-        self._told[queue] = time.monotonic()
+        self._sent[queue] = time.monotonic()
         task = asyncio.create_task(self._tell(queue), name="gen_durable wake-up")
         self._ringing.add(task)
         task.add_done_callback(self._ringing.discard)
@@ -66,4 +75,4 @@ class Bell:
         for queue, timer in list(self._timers.items()):
             timer.cancel()
             self._ring(queue)
-        await asyncio.gather(*self._ringing)
+        await asyncio.gather(*self._ringing, return_exceptions=True)

@@ -42,6 +42,8 @@ class Session:
             raise unreachable(url, error) from None
         try:
             await check_version(first, self._settings.schema)
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise forbidden(url, error) from None
         finally:
             await first.close()
         self._pool = AsyncConnectionPool(

@@ -7,6 +7,7 @@ import builtins
 import contextlib
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -17,11 +18,12 @@ import msgspec
 from gen_durable._bell import Bell
 from gen_durable._session import Session
 from gen_durable._store import reading
-from gen_durable._store.inserting import LaneKey, NewInstance, Placed, ensure_lanes, insert_all
+from gen_durable._store.inserting import LaneKey, NewInstance, ensure_lanes, insert_all
 from gen_durable._store.operation import catalog
 from gen_durable.config import LONGEST_POLL, Settings
 from gen_durable.errors import (
     ConfigurationError,
+    DatabaseUnreachable,
     DuplicateInstance,
     InstanceCancelled,
     InstanceFailed,
@@ -32,7 +34,7 @@ from gen_durable.errors import (
 )
 from gen_durable.machine import Machine, MachineSpec, spec_of
 from gen_durable.outcome import check_name, check_priority, check_seconds
-from gen_durable.snapshot import Page, QueueCount, Snapshot, Transition, WorkerInfo
+from gen_durable.snapshot import Page, QueueCount, QueueInfo, Snapshot, Transition, WorkerInfo
 from gen_durable.status import Status
 
 __all__ = ["BulkItem", "Client", "Handle", "Inserted"]
@@ -40,6 +42,7 @@ __all__ = ["BulkItem", "Client", "Handle", "Inserted"]
 Conflict: TypeAlias = Literal["raise", "existing"]
 
 FIRST_LOOK, LONGEST_LOOK = 0.02, 0.5
+AWAY_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +105,8 @@ class Inserted:
 class _LocalWorker:
     """What the client needs of the worker in the same process; see ``_runtime.worker``."""
 
-    def takes(self, queue: str) -> bool:
-        """Whether it would start a row of the queue at once."""
+    def takes(self, queue: str, count: int) -> bool:
+        """Whether it would start so many rows of the queue at once."""
         raise NotImplementedError
 
     def inserted(self, queues: set[str], soonest: float | None) -> None:
@@ -192,13 +195,15 @@ class Client:
             row.lane = lanes[lane]
         queues = {lane.queue for _, lane, row in checked if not row.delay}  # "at" may have passed
         later = any(row.delay or row.at is not None for _, _, row in checked)
-        others = {queue for queue in queues if self._local is None or not self._local.takes(queue)}
+        counts = Counter(lane.queue for _, lane, row in checked if not row.delay)
+        others = {queue for queue in queues if self._local is None or not self._local.takes(queue, counts[queue])}
+        sent = time.monotonic()
         notify = self._bell.rides_along(others) or later
         rows = [row for _, _, row in checked]
-        placed: builtins.list[Placed] = await self._session.call(
-            insert_all(self._sql, rows, notify=notify, soon=LONGEST_POLL)
-        )
-        if not notify:
+        placed, told = await self._session.call(insert_all(self._sql, rows, notify=notify, soon=LONGEST_POLL))
+        if told and len(others) == 1 and not later:
+            self._bell.told(others, sent)
+        elif not (notify and told):
             for queue in others:
                 self._bell.later(queue)
         if self._local is not None:
@@ -353,6 +358,11 @@ class Client:
         counted: builtins.list[QueueCount] = await self._session.call(reading.counts(self._sql))
         return counted
 
+    async def queues(self) -> builtins.list[QueueInfo]:
+        """The queues that somebody has used, and which of them are paused."""
+        rows = await self._session.fetch(self._sql["queues/names"].bind())
+        return [QueueInfo(name=name, paused=paused) for name, paused in rows]
+
     async def workers(self) -> builtins.list[WorkerInfo]:
         """The worker processes that are registered."""
         listed: builtins.list[WorkerInfo] = await self._session.call(reading.workers(self._sql))
@@ -371,6 +381,7 @@ class Client:
             InstanceFailed, InstanceCancelled: how it ended.
             StillRunning: the time is up; the instance goes on.
             NoSuchInstance: there is none.
+            DatabaseUnreachable: the database stays away for a minute.
         """
         limit = None if timeout is None else check_seconds(timeout, "timeout")
         until = math.inf if limit is None else time.monotonic() + limit
@@ -379,10 +390,16 @@ class Client:
         waiters = self._waiters.setdefault(found.id, set())
         waiters.add(event)
         pause = FIRST_LOOK
+        heard_at = time.monotonic()
         try:
             while True:
                 event.clear()
-                found = await self.get(found.id)
+                try:
+                    found = await self.get(found.id)
+                    heard_at = time.monotonic()
+                except DatabaseUnreachable:  # it may be back in a moment, and the instance goes on
+                    if time.monotonic() - heard_at > AWAY_SECONDS:
+                        raise
                 if found.terminal:
                     return _outcome_of(found)
                 remaining = until - time.monotonic()
@@ -443,9 +460,13 @@ def _check_at(at: datetime | None) -> datetime | None:
     if at.tzinfo is None or at.utcoffset() is None:
         raise InvalidArgument(f"at={at!r} has no time zone: give an aware datetime, like datetime.now(UTC)")
     try:
-        return at.astimezone(UTC)
+        utc = at.astimezone(UTC)
     except OverflowError:
-        raise InvalidArgument(f"at={at!r} is out of range: its UTC time must be in the years 1 to 9999") from None
+        utc = None
+    # A time that some session's time zone puts outside datetime's range could be stored, and never read back.
+    if utc is None or not 1900 <= utc.year <= 9000:
+        raise InvalidArgument(f"at={at!r} is out of range: its UTC time must be in the years 1900 to 9000")
+    return utc
 
 
 def _outcome_of(found: Snapshot) -> Any:

@@ -11,6 +11,8 @@ from gen_durable.errors import ConfigurationError
 
 __all__ = ["Backoff"]
 
+LONGEST = 100 * 365.25 * 86400
+
 ErrorTypes = type[BaseException] | Iterable[type[BaseException]]
 
 
@@ -60,6 +62,10 @@ class Backoff:
         put(self, "initial", _number("initial", self.initial, at_least=0))
         put(self, "factor", _number("factor", self.factor, at_least=1))
         put(self, "maximum", _number("maximum", self.maximum, at_least=0))
+        if self.maximum > LONGEST:
+            raise ConfigurationError(
+                f"Backoff: maximum must be at most 100 years ({LONGEST:.0f} s), not {self.maximum!r}"
+            )
         if self.initial > self.maximum:
             raise ConfigurationError(
                 f"Backoff: initial ({self.initial:g} s) is above maximum ({self.maximum:g} s); raise maximum"

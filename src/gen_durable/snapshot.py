@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-__all__ = ["Page", "QueueCount", "Snapshot", "Transition", "WorkerInfo"]
+__all__ = ["Page", "QueueCount", "QueueInfo", "Snapshot", "Transition", "WorkerInfo"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +106,14 @@ class QueueCount:
     version: int
     status: str
     count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueInfo:
+    """A queue that somebody has used, and whether it is paused for the whole cluster."""
+
+    name: str
+    paused: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -58,7 +58,13 @@ class Stepper:
 
     async def reap(self, *, lease: float = 0.003, grace: float = 0.0) -> int:
         """A pass with so short a lease that the server counts as long started; who registered here is never silent."""
-        return int((await self.ask("workers/reap", lease=lease, grace=grace, batch=1000, keep=True))[0][0])
+        return int(
+            (
+                await self.ask(
+                    "workers/reap", worker=0, heard=True, watched=True, lease=lease, grace=grace, batch=1000, keep=True
+                )
+            )[0][0]
+        )
 
     async def silence(self, worker: int, seconds: float) -> None:
         """Makes a worker's last sign of life that old."""

@@ -137,10 +137,23 @@ class Stage:
         grace: float = 0.8,
         batch: int = 1000,
         keep: bool = True,
+        worker: int = 0,
+        heard: bool = True,
+        watched: bool = True,
         on: Connection | None = None,
     ) -> tuple[int, list[int]]:
         """How many claims came back, and which workers were found dead."""
-        rows = await self.run("workers/reap", on=on, lease=lease, grace=grace, batch=batch, keep=keep)
+        rows = await self.run(
+            "workers/reap",
+            on=on,
+            worker=worker,
+            heard=heard,
+            watched=watched,
+            lease=lease,
+            grace=grace,
+            batch=batch,
+            keep=keep,
+        )
         dead = [worker for worker, _ in msgspec.json.decode(rows[0][1])]
         return rows[0][0], sorted(dead)
 

@@ -186,7 +186,7 @@ async def test_lanes_are_made_once_and_keep_their_numbers(stage: Stage) -> None:
     first = await go(wanted)
     assert len(set(first.values())) == 3
     assert await go(wanted) == first
-    assert await stage.run("queues/names") == [("q",), ("r",)]
+    assert await stage.run("queues/names") == [("q", False), ("r", False)]
     changed = wanted | {LaneKey("q", "m", 1): 90.0, LaneKey("s", "m", 1): 1.0}
     second = await go(changed)
     assert {key: second[key] for key in first} == first

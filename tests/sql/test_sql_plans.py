@@ -69,7 +69,7 @@ def calls(mine: list[tuple[int, int]]) -> list[Call]:
     ids = [id_ for id_, _ in mine[:BATCH]] + [2 * ROWS + n for n in range(1, BATCH + 1)]
     rows = [{"lane": 1 + n % 2, "step": "s", "state": {}} | ({"key": f"new{n}"} if n % 2 else {}) for n in range(BATCH)]
     claims = [{"id": id_, "rev": rev} for id_, rev in mine[:BATCH]]
-    reap = {"lease": 0.003, "grace": 1.0, "batch": BATCH, "keep": True}
+    reap = {"worker": 0, "heard": True, "watched": True, "lease": 0.003, "grace": 1.0, "batch": BATCH, "keep": True}
     id_, key = {"finished_id", "instances_pkey"}, {"finished_key", "instances_key"}
     return [
         Call("claim of one lane", "claiming/claim", {"worker": ME, "wants": encode([wants[0] | {"solo": True}])},

@@ -161,7 +161,8 @@ async def test_the_same_keys_in_opposite_orders_never_deadlock(stage: Stage) -> 
             return rows
 
         async with on.transaction():
-            return await drive(insert_all(stage.sql, [NewInstance(lane, "s", state, key) for key in names]), send)
+            rows = [NewInstance(lane, "s", state, key) for key in names]
+            return (await drive(insert_all(stage.sql, rows, together=True), send)).placed
 
     forward = asyncio.create_task(go(keys, one, stepped=True))
     await first.wait()

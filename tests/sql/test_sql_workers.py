@@ -205,3 +205,31 @@ async def test_the_engines_own_locks_are_not_taken_for_a_workers(stage: Stage, s
 
 async def test_the_version_is_the_highest_migration(stage: Stage) -> None:
     assert await stage.run("workers/version") == [(1,)]
+
+
+async def test_a_row_that_loses_its_worker_again_comes_back_after_a_while(stage: Stage) -> None:
+    """R25: of the rows that a crashing step takes down with it, the others get away from it."""
+    await stage.register(7, seen=1_000_000_000)
+    await hold(stage, 7, count=20)
+    assert await stage.reap(lease=QUICK) == (20, [7])
+    assert {row[0] for row in await stage.ask("SELECT status FROM {schema}.instances")} == {0}
+    await stage.ask("UPDATE {schema}.instances SET status = 2, worker = 7, crashes = 3")
+    assert await stage.reap() == (20, [])
+    rows = await stage.ask(
+        "SELECT status, crashes, due_at - {clock} BETWEEN '-1 s' AND '8 s', due_at FROM {schema}.instances"
+    )
+    assert {row[:3] for row in rows} == {(1, 4, True)}
+    assert len({row[3] for row in rows}) > 10, "each after a time of its own"
+
+
+async def test_who_was_cut_off_with_the_reaper_gets_time_to_come_back(stage: Stage) -> None:
+    """R25, R27: after an outage everybody is silent; and nobody declares itself dead."""
+    await stage.register(7, seen=1_000_000_000)
+    (claim,) = await hold(stage, 7)
+    assert await stage.reap(lease=QUICK, heard=False) == (0, [])
+    assert await stage.reap(lease=QUICK, worker=7) == (0, [])
+    await stage.ask("UPDATE {schema}.workers SET locked = true, seen_at = {clock}")
+    for _ in range(2):
+        assert await stage.reap(lease=1_000_000, grace=0, watched=False) == (0, [])
+    assert await stage.ask(ALL) == [(7, False)]
+    assert (await stage.row(claim[0], "status")) == (2,)

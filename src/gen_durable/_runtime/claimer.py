@@ -23,6 +23,8 @@ log = logging.getLogger("gen_durable")
 # A buffered row that nobody could start for this long goes back, where an idle worker may take it.
 STUCK_SECONDS = 0.5
 SMOOTHING = 0.5
+MOST = 2000  # rows of one claim
+AHEAD_BYTES = 8_000_000  # of state, that a queue holds at most beyond what runs
 
 
 class Claimer(Service):
@@ -64,6 +66,8 @@ class Claimer(Service):
         self._pace = dict.fromkeys(queues, 0.0)  # starts per second
         self._marks: dict[str, tuple[float, int]] = {}
         self._check_at = time.monotonic() + check_interval
+        self._most = MOST
+        self.failing = False  # the last claim failed
         self.closing = False
         self.held_up = False  # too many outcomes wait for their commit: to be woken when they are fewer
 
@@ -99,7 +103,7 @@ class Claimer(Service):
             if (queue.empty and now < queue.look_at) or queue.paused or not queue.lanes:
                 continue
             capacity = queue.concurrency + queue.ahead
-            room = capacity - queue.load
+            room = min(capacity - queue.load, self._most)
             # Whole batches: when half of the room is free, or when nothing waits to be started.
             if room > 0 and (not queue.buffer or room * 2 >= capacity):
                 wanted[queue] = room
@@ -118,28 +122,42 @@ class Claimer(Service):
         request = self._sql["claiming/claim"].bind(worker=self._worker, wants=msgspec.json.encode(wants).decode())
         try:
             rows = await self._link.fetch(request)
-        except LinkDown:
+        except BaseException as error:
             self._check_at = 0.0  # it may have claimed rows that we never heard of
+            if isinstance(error, LinkDown):  # or was it too much for the link's deadline?
+                self._most = max(1, max(wanted.values()) // 2)
             self.announce(None)
+            self.failing = True
             raise
-        except BaseException:
-            self.announce(None)
-            raise
+        self.failing = False
+        self._most = min(MOST, self._most * 2)
         now = time.monotonic()
         self._trip += SMOOTHING * (now - started - self._trip)
         got = self._deal(rows, now)
         for queue, room in wanted.items():
             count = len(got.get(queue, ()))
-            # Over several lanes a claim that races with another worker's can come back short of what is there.
-            if count >= room or (count and len(queue.lanes) > 1):
+            if count >= room:
                 queue.empty = False
             elif queue.empty:
-                queue.look_at = now + self._poll_interval
+                queue.look_at = now + self._patience(queue, count)
             self._adapt(queue, now)
             if count:
                 queue.put(got[queue])
+            if count >= room:
+                queue.on_full(queue)
         if self._hooks.claim and rows:
             emit(self._hooks.claim, ClaimEvent(wanted=sum(wanted.values()), got=len(rows), took=now - started))
+
+    def _patience(self, queue: LocalQueue, count: int) -> float:
+        """Seconds until the next look at a queue that gave fewer rows than asked for.
+
+        Over several lanes a claim that races with another worker's can come back short, or with nothing, though there
+        are rows: it looks again soon, then less and less soon.
+        """
+        if len(queue.lanes) < 2:
+            return self._poll_interval
+        queue.misses = 0 if count else queue.misses + 1
+        return min(0.01 * 4.0 ** min(queue.misses, 20), self._poll_interval)
 
     def _deal(self, rows: list[Row], now: float) -> dict[LocalQueue, list[Held]]:
         got: dict[LocalQueue, list[Held]] = {}
@@ -152,6 +170,8 @@ class Claimer(Service):
             held_rows[id_] = held
             got.setdefault(queue, []).append(held)
         for queue, batch in got.items():
+            size = sum(len(held.raw) for held in batch) / len(batch)
+            queue.bytes += SMOOTHING * (size - queue.bytes)
             if len(queue.lanes) > 1:
                 batch.sort(key=_urgency)
         return got
@@ -163,7 +183,8 @@ class Claimer(Service):
         pace = (queue.started - started) / (now - since)
         self._pace[queue.name] += SMOOTHING * (pace - self._pace[queue.name])
         self._marks[queue.name] = (now, queue.started)
-        queue.ahead = min(self._prefetch, int(self._pace[queue.name] * self._trip * 2))
+        ahead = min(self._prefetch, int(self._pace[queue.name] * self._trip * 2))
+        queue.ahead = min(ahead, int(AHEAD_BYTES / queue.bytes))
 
     async def _give_back_stuck(self, queue: LocalQueue, now: float) -> None:
         if queue.buffer and (queue.paused or (queue.saturated and now - queue.buffer[0].buffered_at > STUCK_SECONDS)):

@@ -206,7 +206,6 @@ class Control:
             except psycopg.Error as error:
                 log.warning("heartbeat: %s", str(error).strip())
                 next_beat = time.monotonic() + 1.0
-                await self._hear(link, 1.0)
 
     def _check_loop(self) -> None:
         """Says so when the worker's event loop has not answered since the last heartbeat, and where it stands."""

@@ -24,6 +24,7 @@ __all__ = ["Entry", "Flusher", "Settled"]
 log = logging.getLogger("gen_durable")
 
 BATCH = 1000
+BATCH_BYTES = 4_000_000
 LONGEST_PAUSE = 5.0
 _REFUSALS = (
     psycopg.DataError,
@@ -66,6 +67,8 @@ class Flusher:
         self._more = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._most = BATCH
+        self._refused_once: set[Fence] = set()
         self.failing = False  # the database refuses commits for a reason that is not an outcome's
         self.committed = 0
         self.stale = 0
@@ -91,35 +94,57 @@ class Flusher:
             await self._more.wait()
             self._more.clear()
             while self._pending:
-                batch = self._pending[:BATCH]
-                del self._pending[:BATCH]
+                batch = self._next_batch()
                 # Rows are locked in id order.
                 batch.sort(key=lambda entry: entry[0].id)
                 await self._commit(batch)
             self._idle.set()
 
-    async def _commit(self, batch: list[Entry]) -> None:
+    def _next_batch(self) -> list[Entry]:
+        """As many outcomes as fit, by number and by bytes: a group must get through within the link's deadline."""
+        size = count = 0
+        for _, record in self._pending[: self._most]:
+            size += len(record.state or b"") + len(record.result or b"")
+            if count and size > BATCH_BYTES:
+                break
+            count += 1
+        batch = self._pending[:count]
+        del self._pending[:count]
+        return batch
+
+    async def _commit(self, batch: list[Entry], *, in_doubt: bool = False) -> None:
         """Commits a group, for as long as it takes; one that the database refuses is split to find the bad outcome."""
-        in_doubt = False
         pause = 0.05
+        wake = self._settled.wake_list(batch)
         while True:
             started = time.monotonic()
             try:
-                committed = await self._send(batch)
-                self.failing = False
+                committed = await self._send(batch, wake)
                 break
             except LinkDown:
                 # Sent, and no answer: it may be there or not. Sending it again does no harm, because the fence refuses
-                # what is there already; what is refused now is looked up.
+                # what is there already; what is refused now is looked up. In halves, should it have been too much.
                 in_doubt = True
-            except psycopg.Error as error:
-                if isinstance(error, _REFUSALS) and (len(batch) > 1 or _has_data(batch[0])):
-                    await self._split(batch, error)
+                self._most = max(1, len(batch) // 2)
+                if len(batch) > 1:
+                    await self._halves(batch, in_doubt=True)
                     return
-                self.failing = True
-                log.warning("commit of %d outcomes: %s; trying again", len(batch), str(error).strip())
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, LONGEST_PAUSE)
+            except psycopg.Error as error:
+                if wake and isinstance(error, psycopg.errors.ProgramLimitExceeded):
+                    wake = []  # the server's queue of notifications is full, perhaps: that is no outcome's fault
+                elif isinstance(error, _REFUSALS) and len(batch) > 1:
+                    await self._halves(batch, in_doubt=in_doubt)
+                    return
+                elif isinstance(error, _REFUSALS):
+                    if not self._refused(batch[0], error):
+                        return
+                else:
+                    self.failing = True
+                    log.warning("commit of %d outcomes: %s; trying again", len(batch), str(error).strip())
+                    await asyncio.sleep(pause)
+                    pause = min(pause * 2, LONGEST_PAUSE)
+        self.failing = False
+        self._most = min(BATCH, self._most * 2)
         missing = [entry for entry in batch if _fence(entry) not in committed]
         if missing and in_doubt:
             committed |= await self._look_up(missing)
@@ -131,24 +156,29 @@ class Flusher:
             else:
                 self._settled.left(entry[0], None)
 
-    async def _send(self, batch: list[Entry]) -> set[Fence]:
-        request = self._sql["committing/commit"].bind(
-            worker=self._worker,
-            outcomes=encode_records([record for _, record in batch]).decode(),
-            wake=self._settled.wake_list(batch),
-        )
+    async def _send(self, batch: list[Entry], wake: list[str]) -> set[Fence]:
+        outcomes = encode_records([record for _, record in batch]).decode()
+        request = self._sql["committing/commit"].bind(worker=self._worker, outcomes=outcomes, wake=wake)
         return {(id_, rev - 1) for id_, rev in await self._link.fetch(request)}
 
-    async def _split(self, batch: list[Entry], error: psycopg.Error) -> None:
-        if len(batch) > 1:
-            middle = len(batch) // 2
-            await self._commit(batch[:middle])
-            await self._commit(batch[middle:])
-            return
-        held, record = batch[0]
-        reason = InvalidState(f"Postgres refused the state or result of step {held.step!r}: {str(error).strip()}")
-        record.fail(error_json(reason), self._keep(held))
-        await self._commit(batch)
+    async def _halves(self, batch: list[Entry], *, in_doubt: bool) -> None:
+        middle = len(batch) // 2
+        await self._commit(batch[:middle], in_doubt=in_doubt)
+        await self._commit(batch[middle:], in_doubt=in_doubt)
+
+    def _refused(self, entry: Entry, error: psycopg.Error) -> bool:
+        """Makes an outcome that Postgres refuses a failure of its instance; answers whether to send that."""
+        held, record = entry
+        reason = f"Postgres refused the state or outcome of step {held.step!r}: {str(error).strip()}"
+        if _fence(entry) in self._refused_once:
+            self._refused_once.discard(_fence(entry))
+            # That too: nothing more can be said. The claim is let go, and comes back to be run again.
+            log.error("instance %d: %s", held.id, reason)
+            self._settled.left(held, None)
+            return False
+        self._refused_once.add(_fence(entry))
+        record.fail(error_json(InvalidState(reason)), self._keep(held))
+        return True
 
     async def _look_up(self, entries: list[Entry]) -> set[Fence]:
         """Which of the outcomes that were refused the second time are there from the first."""
@@ -168,6 +198,9 @@ class Flusher:
                 return await self._link.fetch(question)
             except LinkDown:
                 continue
+            except psycopg.Error as error:
+                log.warning("looking an outcome up: %s; trying again", str(error).strip())
+                await asyncio.sleep(LONGEST_PAUSE)
 
     def _is_there(self, place: tuple[int, int, int | None] | None, held: Held, record: Record) -> bool:
         if place is None or place[0] != held.rev + 1:
@@ -180,6 +213,7 @@ class Flusher:
         return status in (Status.RUNNABLE, Status.SCHEDULED)
 
     def _settle(self, held: Held, record: Record) -> None:
+        self._refused_once.discard((held.id, held.rev))
         if record.op != ON:
             self._settled.left(held, record)
             return
@@ -208,8 +242,3 @@ class Flusher:
 
 def _fence(entry: Entry) -> Fence:
     return entry[0].id, entry[0].rev
-
-
-def _has_data(entry: Entry) -> bool:
-    """Whether something of the user's is in an outcome, that can be left out when the database refuses it."""
-    return entry[1].state is not None or entry[1].result is not None

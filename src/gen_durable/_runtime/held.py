@@ -97,11 +97,14 @@ class LocalQueue:
         # The claimer's notes
         self.empty = False  # the last claim got fewer than it asked for, and nothing has been announced since
         self.look_at = 0.0  # when to look again all the same (monotonic)
+        self.misses = 0  # claims in a row that found nothing, where other workers may have been at it
+        self.bytes = 1.0  # of state that a row has, lately
         self.ahead = 0  # how many to hold beyond what runs
         self._run = run
         self._parked: list[asyncio.Future[None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self.on_room: Callable[[], None] = lambda: None
+        self.on_full: Callable[[LocalQueue], None] = lambda queue: None
         self.on_crash: Callable[[BaseException], None] = lambda error: None
         self.closed = False  # drain: what is buffered is not started any more
         self.paused = False  # the same, until it is resumed
@@ -126,9 +129,12 @@ class LocalQueue:
         """Gets one more executor to work, if the buffer has work for it."""
         if not self.buffer or self.closed or self.paused:
             return
-        if self._parked:
-            self._parked.pop().set_result(None)
-        elif len(self._tasks) < self.concurrency:
+        while self._parked:
+            future = self._parked.pop()
+            if not future.done():  # a step can have cancelled its executor
+                future.set_result(None)
+                return
+        if len(self._tasks) < self.concurrency:
             task = asyncio.create_task(self._execute(), name=f"gen_durable executor of {self.name}")
             self._tasks.add(task)
             task.add_done_callback(self._ended)

@@ -157,6 +157,12 @@ class Link:
                 log.warning("%s connection: lost: %s", self.name, str(error).strip())
         await _discard(connection)
 
+    async def rest(self) -> None:
+        """Closes the connection until the next statement needs one."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await _discard(connection)
+
     def abort(self) -> None:
         """Makes the statement that is under way fail at once."""
         if self._connection is not None:

@@ -20,6 +20,7 @@ __all__ = ["Pruner", "Reaper", "Timers"]
 log = logging.getLogger("gen_durable")
 
 BATCH = 1000
+RETURN_SECONDS = 3.0  # that workers get to come back after an outage, before a missing lock means anything
 
 
 class Timers(Service):
@@ -63,6 +64,7 @@ class Reaper(Service):
         self,
         link: Link,
         sql: Catalog,
+        worker: int,
         hooks: Hooks,
         *,
         lease: float,
@@ -73,19 +75,38 @@ class Reaper(Service):
         super().__init__()
         self._link = link
         self._sql = sql
+        self._worker = worker
         self._hooks = hooks
         self._lease = lease
+        self._last_look: float | None = None
+        self._gap_ended = -math.inf  # when the database was there again after an outage
         self._interval = interval
         self._history = history
         self._announce = announce
 
     async def once(self) -> float:
-        """One look at the workers and at the claims without an owner."""
+        """One look at the workers and at the claims without an owner.
+
+        After an outage nobody has been heard of for its length: who was cut off with us gets the time to come back.
+        """
+        now = time.monotonic()
+        if self._last_look is not None and now - self._last_look > 3 * self._interval:
+            self._gap_ended = now
+        calm = now - self._gap_ended
         rows = await self._link.fetch(
             self._sql["workers/reap"].bind(
-                lease=self._lease, grace=self._interval * 0.8, batch=BATCH, keep=self._history
+                worker=self._worker,
+                heard=calm >= self._lease,
+                watched=calm >= min(RETURN_SECONDS, self._lease),
+                lease=self._lease,
+                grace=self._interval * 0.8,
+                batch=BATCH,
+                keep=self._history,
             )
         )
+        if time.monotonic() - now > 3 * self._interval:
+            self._gap_ended = time.monotonic()  # the link was down, and waited for the database
+        self._last_look = time.monotonic()
         count, dead, *_ = rows[0]
         for worker, name in msgspec.json.decode(dead):
             log.warning("worker %d (%s) is dead", worker, name)
@@ -110,10 +131,25 @@ class Pruner(Service):
         self._sql = sql
         self._interval = interval
         self._partitions_every = partitions_every
+        self._ensure = False
         self._partitions_at = time.monotonic()  # now: workers that never live for an hour have to do it too
 
+    def ensure_soon(self) -> None:
+        """There are new lanes: their terminal rows may need other partitions."""
+        self._ensure = True
+        self.wake()
+
     async def once(self) -> float:
-        """One batch; partitions once an hour."""
+        """One batch; partitions once an hour. The connection is its own, and only there while it works."""
+        try:
+            return await self._prune()
+        finally:
+            await self._link.rest()
+
+    async def _prune(self) -> float:
+        if self._ensure:
+            self._ensure = False
+            await self._link.fetch(self._sql["pruning/ensure"].bind())
         if time.monotonic() >= self._partitions_at:
             self._partitions_at = time.monotonic() + self._partitions_every
             try:

@@ -9,6 +9,8 @@ import math
 import time
 from typing import Any
 
+import psycopg
+
 from gen_durable._runtime.claimer import Claimer
 from gen_durable._runtime.control import Control, Listener
 from gen_durable._runtime.executor import Executor
@@ -21,6 +23,7 @@ from gen_durable._runtime.threads import DaemonThreads
 from gen_durable._store.inserting import LaneKey, ensure_lanes
 from gen_durable._store.operation import Catalog, drive
 from gen_durable.config import Settings
+from gen_durable.errors import DatabaseError, DatabaseUnreachable
 from gen_durable.events import DrainEvent, Hooks, emit
 from gen_durable.machine import MachineSpec
 
@@ -30,7 +33,10 @@ log = logging.getLogger("gen_durable")
 
 REAP_SECONDS = 1.0
 BACKLOG = 2000  # outcomes that may wait for their commit before no more is claimed
+FULL_SECONDS = 0.25  # they are told of a queue that this one can't empty at most this often
 TELL_SECONDS = 0.02  # other workers are told of rows that go back at most this often for each queue
+AGAIN_SECONDS = 0.5
+LONG_STATEMENT = 60.0  # seconds that the pruner may take for one
 POLL_UNHEARD = 0.5  # where notifications can't be received
 
 
@@ -54,6 +60,7 @@ class Worker(Listener):
         self._left = asyncio.Event()
         self._held: dict[int, Held] = {}
         self._told: dict[str, float] = {}
+        self._untold: set[str] = set()  # queues with rows that went back while another notification was just out
         self._queue_of_lane: dict[int, str] = {}  # of the rows that move to another queue
         self._crash: BaseException | None = None
         self._learning: set[asyncio.Future[None]] = set()
@@ -64,13 +71,13 @@ class Worker(Listener):
 
     # Start ----------------------------------------------------------------------------------------
 
-    def _link(self, name: str) -> Link:
+    def _link(self, name: str, deadline: float = 0.0) -> Link:
         link = Link(
             self._url,
             name,
             self._hooks,
             application_name=f"gen_durable {self._settings.name} {name}",
-            deadline=self._settings.statement_timeout,
+            deadline=max(deadline, self._settings.statement_timeout),
         )
         self._links.append(link)
         return link
@@ -84,6 +91,11 @@ class Worker(Listener):
             for spec in settings.machines
             if spec.queue in settings.queues
         }
+        if foreign := await self._service_link.fetch(self._sql["workers/rights"].bind()):
+            raise DatabaseError(
+                f"a worker must own the tables of the schema {settings.schema!r}, and the database user does not own "
+                f"{', '.join(row[0] for row in foreign)}: use the role that migrated"
+            )
         await self._service_link.fetch(self._sql["queues/ensure"].bind(queues=sorted(settings.queues)))
         if own:
             await drive(ensure_lanes(self._sql, own), self._service_link.fetch)
@@ -111,15 +123,17 @@ class Worker(Listener):
         self._reaper = Reaper(
             self._service_link,
             self._sql,
+            self.id,
             self._hooks,
             lease=settings.lease,
             interval=REAP_SECONDS,
             history=settings.history != "off",
             announce=self._claimer.announce,
         )
-        self._pruner = Pruner(self._service_link, self._sql)
+        self._pruner = Pruner(self._link("pruner", LONG_STATEMENT), self._sql)
         for queue in self.queues.values():
             queue.on_room = self._claimer.wake
+            queue.on_full = self._full
             queue.on_crash = self._crashed
         await self._learn_lanes()
         log.info("worker %d runs %s", self.id, ", ".join(f"{q} ({n})" for q, n in settings.queues.items()))
@@ -131,6 +145,8 @@ class Worker(Listener):
         paused = set()
         for queue, machine, version, lane, is_paused, mark in rows:
             self._control.lane_mark = mark
+            if queue is None:
+                break  # there is no lane yet
             if is_paused:
                 paused.add(queue)
             spec = self._machines.get((machine, version))
@@ -214,7 +230,11 @@ class Worker(Listener):
         self._claimer.stop()
         hurry = asyncio.create_task(self._hurry.wait())
         try:
-            await asyncio.wait([claims, hurry], timeout=self._settings.drain_timeout, return_when="FIRST_COMPLETED")
+            while not (claims.done() or hurry.done()) and time.monotonic() < until:
+                await asyncio.wait([claims, hurry], timeout=0.2, return_when="FIRST_COMPLETED")
+                if self._links[0].connection is None:  # the database is away, so no claim is under way
+                    claims.cancel()
+            await asyncio.wait([claims], timeout=2.0)  # one that is under way: its rows go back too
             if claims.done():
                 await self._drain_held(until, hurry)
         finally:
@@ -278,9 +298,13 @@ class Worker(Listener):
             task.add_done_callback(self._learning.discard)
 
     async def _learn_again(self) -> None:
-        with contextlib.suppress(LinkDown):  # the next heartbeat says so again
+        known = set(self._claimer.specs)
+        try:
             await self._learn_lanes()
-            await self._service_link.fetch(self._sql["pruning/ensure"].bind())
+        except (LinkDown, psycopg.Error) as error:  # the next heartbeat says so again
+            log.warning("lanes: %s", str(error).strip())
+        if known and set(self._claimer.specs) != known:
+            self._pruner.ensure_soon()
 
     def declared_dead(self) -> None:
         """Others have this worker's claims."""
@@ -303,7 +327,12 @@ class Worker(Listener):
 
     async def lane_of(self, spec: MachineSpec, queue: str) -> int:
         """The lane of a machine in a queue."""
-        lane: int = await self._client._lane(spec, queue)
+        while True:
+            try:
+                lane: int = await self._client._lane(spec, queue)
+                break
+            except DatabaseUnreachable:  # not the step's fault: its outcome waits, as every commit does
+                await asyncio.sleep(AGAIN_SECONDS)
         self._queue_of_lane[lane] = queue
         return lane
 
@@ -326,6 +355,8 @@ class Worker(Listener):
         if record.op == END:
             self._client._ended(held.id)
         elif record.op == BACK:
+            while self._untold:
+                self._client._bell.later(self._untold.pop())
             if record.delay:
                 self._timers.expect(record.delay)
             else:
@@ -339,17 +370,30 @@ class Worker(Listener):
             if record.op != BACK or record.delay:
                 continue
             name = self._queue_of_lane[record.lane] if record.lane else held.queue.name
-            if not self.takes(name) and now - self._told.get(name, 0.0) > TELL_SECONDS:
+            if self.takes(name):
+                continue
+            if now - self._told.get(name, 0.0) > TELL_SECONDS:
                 self._told[name] = now
                 names.append(name)
+            elif name not in names:
+                self._untold.add(name)
         return names
 
     # What the client of the same process reports --------------------------------------------------
 
-    def takes(self, queue: str) -> bool:
-        """Whether this worker would start a row of the queue at once, so that nobody else need be told."""
+    def takes(self, queue: str, count: int = 1) -> bool:
+        """Whether this worker would start so many rows of the queue at once, so that nobody else need be told."""
         local = self.queues.get(queue)
-        return local is not None and not local.closed and not local.saturated and not local.buffer
+        if local is None or local.closed or local.paused or self._claimer.held_up or self._claimer.failing:
+            return False
+        return local.load + count <= local.concurrency
+
+    def _full(self, queue: LocalQueue) -> None:
+        """A claim came back full and nothing more fits: there may be more, for others to take."""
+        now = time.monotonic()
+        if queue.load >= queue.concurrency and now - self._told.get(queue.name, 0.0) > FULL_SECONDS:
+            self._told[queue.name] = now
+            self._client._bell.later(queue.name)
 
     def inserted(self, queues: set[str], soonest: float | None) -> None:
         """The client of this process has inserted rows."""

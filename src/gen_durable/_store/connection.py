@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import socket
+from collections.abc import Mapping
 from typing import Any
 
 import psycopg
@@ -52,6 +53,7 @@ _STEADY = {
 _CLIENT = {"plan_cache_mode": "force_generic_plan", "jit": "off", "enable_seqscan": "off"}
 # The server must notice a client that is gone, and must not let a lock of ours wait or stay for ever.
 _BOUNDS = {
+    "TimeZone": "UTC",
     "tcp_keepalives_idle": "10",
     "tcp_keepalives_interval": "3",
     "tcp_keepalives_count": "3",
@@ -82,13 +84,43 @@ def parse_url(url: str) -> str:
     if not isinstance(url, str):
         raise ConfigurationError(f"the database URL is a {type(url).__name__}: give a string")
     plain = re.sub(r"\A(postgres(?:ql)?)\+\w+://", r"\1://", url)
+    reason = ""
     try:
-        return conninfo.make_conninfo(plain)
-    except psycopg.Error:
-        raise ConfigurationError(
-            "the database URL can't be parsed; it should look like postgresql://user:password@host:5432/database "
-            "(percent-encode special characters of the password)"
-        ) from None
+        parsed = conninfo.make_conninfo(plain)
+        if _credible(plain, conninfo.conninfo_to_dict(parsed)):
+            return parsed
+    except psycopg.Error as error:
+        reason = _harmless(plain, str(error))
+    raise ConfigurationError(
+        f"the database URL can't be parsed{reason}; it should look like "
+        "postgresql://user:password@host:5432/database (percent-encode special characters of the password)"
+    )
+
+
+def _parts(url: str) -> tuple[str, str]:
+    """What libpq takes for a URL's hosts and database, as written, and its query; ``key=value`` is all query."""
+    if not re.match(r"postgres(ql)?://", url):
+        return "", url
+    place, _, query = re.sub(r"\A[^@/]*@", "", url.partition("://")[2]).partition("?")
+    return place, query
+
+
+def _credible(url: str, given: Mapping[str, Any]) -> bool:
+    """Whether libpq read what was meant: a bare @ or / in a password becomes a part of the host, port or database."""
+    hosts = str(given.get("host") or "").split(",")
+    ports = str(given.get("port") or "").split(",")
+    return (
+        "@" not in _parts(url)[0]
+        and all("/" not in host or host.startswith(("/", "@")) for host in hosts)
+        and all(not port.strip() or (port.strip().isascii() and port.strip().isdigit()) for port in ports)
+    )
+
+
+def _harmless(url: str, message: str) -> str:
+    """libpq's reason, where it is an unknown option, and its name can't be a piece of a password."""
+    query = _parts(url)[1]
+    found = re.search(r'(invalid (?:connection option|URI query parameter):? "\w+")', message)
+    return f" ({found[1]})" if found and "@" not in query and "password" not in query.lower() else ""
 
 
 def describe(url: str) -> str:

@@ -10,7 +10,7 @@ import msgspec
 
 from gen_durable._store.operation import Catalog, Operation
 
-__all__ = ["Lane", "LaneKey", "NewInstance", "Placed", "ensure_lanes", "insert_all"]
+__all__ = ["Inserting", "Lane", "LaneKey", "NewInstance", "Placed", "ensure_lanes", "insert_all"]
 
 CHUNK_ROWS = 2000
 CHUNK_BYTES = 4_000_000
@@ -46,6 +46,13 @@ class Placed(NamedTuple):
     duplicate: bool
 
 
+class Inserting(NamedTuple):
+    """What became of a call: a place for each row, and whether every statement told somebody."""
+
+    placed: list[Placed]
+    told: bool
+
+
 _encode = msgspec.json.Encoder().encode
 
 
@@ -73,13 +80,15 @@ def _chunks(rows: Iterable[tuple[int, NewInstance]]) -> Iterator[list[tuple[int,
 
 
 def insert_all(
-    sql: Catalog, rows: list[NewInstance], *, notify: bool = True, soon: float = 60.0
-) -> Operation[list[Placed]]:
+    sql: Catalog, rows: list[NewInstance], *, notify: bool = True, soon: float = 60.0, together: bool = False
+) -> Operation[Inserting]:
     """Inserts rows; answers for each, in the order given.
 
-    A row whose key is held by a live instance is not inserted. Rows go in key order over all statements of the call, so
-    that two callers with the same keys can't deadlock, inside one transaction either.
+    A row whose key is held by a live instance is not inserted. Each statement inserts in key order, so that two callers
+    with the same keys can't deadlock; where all statements of the call share a transaction (``together``), the rows go
+    in key order over all of them, and get their ids so.
     """
+    told = notify
     placed: dict[int, Placed] = {}
     firsts: dict[str, int] = {}
     waiting: list[tuple[int, NewInstance]] = []
@@ -90,7 +99,7 @@ def insert_all(
             waiting.append((place, row))
         else:
             repeats.append((place, first))
-    if len(rows) > 1:
+    if together:
         waiting.sort(key=lambda item: (item[1].key or "").encode())
     while waiting:
         again: list[tuple[int, NewInstance]] = []
@@ -101,6 +110,7 @@ def insert_all(
             if len(answer) != len(chunk):
                 raise LookupError("a lane is gone: the schema was dropped or replaced under this client; restart it")
             taken: list[tuple[int, NewInstance]] = []
+            told = told and bool(answer[0][2])
             for at, new_id, _ in answer:
                 place, row = chunk[at - 1]
                 if new_id is None:
@@ -117,4 +127,4 @@ def insert_all(
                         again.append((place, row))
         waiting = again
     placed |= {place: Placed(placed[first].id, duplicate=True) for place, first in repeats}
-    return [placed[place] for place in range(len(rows))]
+    return Inserting([placed[place] for place in range(len(rows))], told)

@@ -1,7 +1,7 @@
 -- Inserts instances; a row whose key is taken is left out.
 --
--- Parameters: rows, a JSON list (fields below), sorted by key where a call needs more than one statement; notify, whether
---   to wake idle workers; soon, the seconds within which something must be due for timers to be woken.
+-- Parameters: rows, a JSON list (fields below), sorted by key where a transaction needs more than one statement; notify,
+--   whether to wake idle workers; soon, the seconds within which something must be due for timers to be woken.
 -- Locks: the new rows, in key order, so that two calls with the same keys in opposite orders can't deadlock; it waits for
 --   another transaction that is just inserting the same key.
 -- Index: instances_key decides about duplicates.

@@ -1,20 +1,25 @@
 -- Finds dead workers and gives back what they held; also claims whose owner is not in the workers table at all.
 --
--- Parameters: lease (seconds of silence that mean death); grace (seconds that a missing session lock must last);
---   batch (rows at most); keep (1: write history).
+-- Parameters: worker (who asks: it never finds itself dead); heard, whether it has listened without a gap for a whole
+--   lease, and watched, whether for some seconds (after an outage everybody is silent); lease (seconds of silence that
+--   mean death); grace (seconds that a missing session lock must last); batch (rows at most); keep (write history).
 -- Locks: one transaction at a time does this (advisory, tried, not waited for); the workers' rows that change; the
 --   claims FOR NO KEY UPDATE SKIP LOCKED (one that is just being committed is left for the next pass).
 -- Index: instances_claims, once per owner (a walk from owner to owner) and once per dead one.
 -- Guard: a heartbeat that commits first changes seen_at and the worker lives. The reclaimed rows' new rev fences
 --   whatever their old owner still sends. A lock says nothing just after a start of the server, which drops them all;
---   silence says nothing before the server was there to hear.
+--   silence says nothing before the server was there to hear. A row that loses its worker again comes back after a random
+--   delay that doubles with each death: of the rows that a crashing step takes down with it, the others get away from it.
 WITH RECURSIVE lead AS MATERIALIZED (
     SELECT pg_try_advisory_xact_lock({lockspace}, 0) AS ok
 ),
 seen AS MATERIALIZED (
     SELECT w.id, w.name, w.seen_at, w.suspect_at,
-        greatest(w.seen_at, pg_postmaster_start_time()) < {clock} - make_interval(secs => %(lease)s::float8) AS silent,
-        w.locked AND h.held IS NULL AND w.seen_at > pg_postmaster_start_time() AS lost
+        %(heard)s::boolean AND w.id <> %(worker)s::int
+            AND greatest(w.seen_at, pg_postmaster_start_time()) < {clock} - make_interval(secs => %(lease)s::float8)
+            AS silent,
+        %(watched)s::boolean AND w.id <> %(worker)s::int
+            AND w.locked AND h.held IS NULL AND w.seen_at > pg_postmaster_start_time() AS lost
     FROM lead
     CROSS JOIN {schema}.workers w
     LEFT JOIN (
@@ -69,8 +74,12 @@ picked AS MATERIALIZED (
 ),
 back AS (
     UPDATE {schema}.instances i
-    SET status = 0, worker = NULL, rev = i.rev + 1, attempt = i.attempt + 1, crashes = i.crashes + 1,
-        updated_at = {clock}
+    SET status = CASE WHEN i.crashes > 0 THEN 1 ELSE 0 END, worker = NULL, rev = i.rev + 1, attempt = i.attempt + 1,
+        crashes = i.crashes + 1, updated_at = {clock},
+        due_at = CASE
+            WHEN i.crashes > 0 THEN {clock} + make_interval(secs => random() * 2 ^ least(i.crashes, 6))
+            ELSE i.due_at
+        END
     FROM picked p
     WHERE i.id = ANY (ARRAY[p.id])
     RETURNING i.id, i.rev, i.lane, i.step, i.attempt
