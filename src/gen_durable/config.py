@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,8 @@ from gen_durable.outcome import check_name
 
 __all__ = ["LONGEST_POLL", "Settings", "database_url_from_environment"]
 
+LONGEST_SECONDS = 100 * 365 * 86_400.0  # of what is not endless
+LARGEST_STATE = 268_435_455  # bytes of one jsonb value
 LONGEST_POLL = 60.0  # an insert wakes timers for what is due sooner than any worker would look by itself
 ENVIRONMENT = ("GEN_DURABLE_DATABASE_URL", "DATABASE_URL")
 
@@ -28,8 +29,8 @@ def database_url_from_environment() -> str | None:
 class Settings:
     """All settings of one engine; :class:`gen_durable.Engine` documents them."""
 
-    url: str | None = None
-    listen_url: str | None = None
+    url: str | None = field(default=None, repr=False)  # they may hold a password
+    listen_url: str | None = field(default=None, repr=False)
     embedded: bool | None = None
     machines: tuple[MachineSpec, ...] = ()
     queues: Mapping[str, int] = field(default_factory=lambda: {"default": 50})
@@ -72,7 +73,8 @@ class Settings:
             ("threads", 1),
             ("pool_size", 1),
         ):
-            _integer(name, getattr(self, name), least)
+            most = LARGEST_STATE if name == "max_state_bytes" else 2**31 - 1
+            _integer(name, getattr(self, name), least, most)
         if self.history not in ("off", "steps", "states"):
             raise ConfigurationError(f'history={self.history!r}: use "off", "steps" or "states"')
         check_name(self.name, f"name={self.name!r}: an engine's name", error=ConfigurationError)
@@ -106,14 +108,17 @@ def _queues(queues: Mapping[str, int]) -> dict[str, int]:
     return dict(queues)
 
 
-def _integer(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:
-        raise ConfigurationError(f"{name}={value!r}: use a whole number of at least {least}")
+def _integer(name: str, value: Any, least: int, most: int = 2**31 - 1) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise ConfigurationError(f"{name}={value!r}: use a whole number of at least {least} and at most {most}")
 
 
 def _seconds(name: str, value: Any, *, least: float, endless: bool = False) -> float:
     seconds = value.total_seconds() if isinstance(value, timedelta) else value
     fine = isinstance(seconds, int | float) and not isinstance(seconds, bool) and seconds >= least
-    if not fine or not (endless or math.isfinite(seconds)):
-        raise ConfigurationError(f"{name}={value!r}: use a number of seconds (or a timedelta) of at least {least:g}")
+    if not fine or not (endless or seconds <= LONGEST_SECONDS):
+        most = "" if endless else f" and at most {LONGEST_SECONDS:.0f} (100 years)"
+        raise ConfigurationError(
+            f"{name}={value!r}: use a number of seconds (or a timedelta) of at least {least:g}{most}"
+        )
     return float(seconds)

@@ -66,8 +66,9 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"max_crashes": 0}, "max_crashes=0"),
     ({"max_crashes": 2**31}, "max_crashes="),
     ({"max_state_bytes": 0}, "max_state_bytes=0"),
+    ({"max_state_bytes": 2**28}, "at most 268435455"),
     ({"drain_timeout": -0.1}, "drain_timeout="),
-    ({"drain_timeout": math.inf}, "drain_timeout=inf"),
+    ({"drain_timeout": math.inf}, r"drain_timeout=inf: .* at most 3153600000 \(100 years\)"),
     ({"lease": 0}, "lease=0"),
     ({"heartbeat": 10}, "heartbeat=10 s is too slow for lease=15 s"),
     ({"heartbeat": None}, "heartbeat=None"),
@@ -109,6 +110,58 @@ def test_a_password_is_never_in_a_message() -> None:
     with pytest.raises(ConfigurationError) as caught:
         Engine("postgresql://me:s3cret@host:notaport:5/db?x")
     assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://bob:p@ss3cr3t@127.0.0.1:1/x",
+        "postgresql://bob:s3cr3t/y@127.0.0.1:1/x",
+        "postgresql://bob:12/s3cr3t@127.0.0.1:1/x",
+        "postgresql://bob:12?s3cr3t=/y@127.0.0.1:1/x",
+        "postgresql+psycopg://bob:@@s3cr3t@127.0.0.1/x",
+        "postgresql://bob:s3cr3t%zz@127.0.0.1/x",
+        "host=127.0.0.1 password=a s3cr3t=b",
+        "postgresql://bob@127.0.0.1/x?password=a&s3cr3t=b",
+    ],
+)
+def test_a_password_that_is_not_encoded_is_refused_and_not_shown(url: str) -> None:
+    """Section 14: libpq would take a piece of such a password for the host, the port or the database, and name it."""
+    with pytest.raises(ConfigurationError, match="percent-encode special characters of the password") as caught:
+        Engine(url)
+    assert "s3cr3t" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://bob:p%40s%2Fs@127.0.0.1:1/x%40y",
+        "postgresql://bob:p?s@127.0.0.1:1/x",
+        "postgresql://bob:p@one:1,two:2/x?target_session_attrs=read-write",
+        "postgresql://bob@one,two/x",
+        "postgresql://[::1]:5/x",
+        "postgresql:///x?host=/var/run/postgresql",
+        "postgresql://bob@%2Fvar%2Frun%2Fpostgresql/x?password=p@s/s",
+        "host=/run/one,/run/two port=5432,5433 dbname=x password='p@s/s'",
+        "host=@abstract dbname=a@b",
+    ],
+)
+def test_what_libpq_reads_right_is_taken(url: str) -> None:
+    """Section 14: several hosts, socket folders, encoded characters."""
+    assert Engine(url).settings.url
+
+
+def test_an_unknown_parameter_of_the_url_is_named() -> None:
+    """Section 14: a message names what is wrong."""
+    with pytest.raises(ConfigurationError, match='"ssl_mode"'):
+        Engine("postgresql://bob:p@127.0.0.1/x?ssl_mode=require")
+
+
+def test_the_settings_do_not_show_the_password() -> None:
+    """Section 14: ``print(engine.settings)`` is for everybody's eyes."""
+    settings = Engine("postgresql://bob:s3cr3t@h/x", listen_url="postgresql://bob:s3cr3t@h/y").settings
+    assert "s3cr3t" not in repr(settings)
+    assert "s3cr3t" in str(settings.url)
 
 
 def test_the_same_machine_twice_is_one() -> None:
