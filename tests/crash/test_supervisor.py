@@ -221,8 +221,20 @@ async def test_children_end_when_the_supervisor_is_killed(start: Start, engine: 
 async def test_a_wrong_command_is_complained_of_once(start: Start) -> None:
     running = await start("--processes", "4", "--queues", "default=5", "--database-url", "nonsense://")
     assert await running.ended() == 2
-    assert sum("started" in line for line in running.lines) == 1
+    assert not any("worker" in line for line in running.lines)  # before any is started
     assert sum(line.startswith("Error:") for line in running.lines) == 1
+
+
+async def test_the_url_is_not_in_the_arguments_of_the_children(start: Start, engine: Client, database_url: str) -> None:
+    """Every user of a machine may read them, with the password."""
+    running = await start("--processes", "2", "--database-url", database_url)
+    await running.line(r"worker \d+ runs", 2)
+    pids = [int(match[1]) for match in await running.line(r"worker \d started \(pid (\d+)\)", 2)]
+    for pid in pids:
+        assert database_url.encode() not in await asyncio.to_thread(Path(f"/proc/{pid}/cmdline").read_bytes)
+    assert len(await engine.workers()) == 2
+    running.process.send_signal(signal.SIGTERM)
+    assert await running.ended() == 0
 
 
 async def test_a_child_that_keeps_dying_at_once_is_given_up_without_spinning(

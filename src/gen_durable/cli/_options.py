@@ -17,11 +17,11 @@ __all__ = [
     "database_options",
     "debug_option",
     "json_option",
-    "note_development",
     "open_client",
     "queue_sizes",
     "run",
     "seconds",
+    "start_development",
     "url_option",
 ]
 
@@ -46,7 +46,8 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Write one JS
 url_option = click.option(
     "--database-url",
     metavar="URL",
-    help="The database; by default GEN_DURABLE_DATABASE_URL, then DATABASE_URL, then the development server.",
+    help="The database; by default GEN_DURABLE_DATABASE_URL, then DATABASE_URL, then the development server. "
+    "Other users see options in `ps`: with a password in it, prefer the environment.",
 )
 
 
@@ -84,18 +85,31 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(work)
 
 
-def _development(url: str | None) -> bool:
+def _development(engine: Engine) -> bool:
     from gen_durable.config import database_url_from_environment
 
-    return url is None and database_url_from_environment() is None
+    settings = engine.settings
+    given = settings.url or database_url_from_environment()
+    return settings.embedded is True or (settings.embedded is None and given is None)
 
 
-def note_development(url: str | None) -> None:
-    """Says on stderr that the development server is used, for commands that write: nobody should miss it."""
-    if _development(url):
-        from gen_durable import embedded
+def start_development(engine: Engine, *, note: bool) -> None:
+    """Starts the development server, if the engine uses it, and says so on stderr: it outlives the command.
 
-        click.echo(f"Using the development server in {embedded.status().path}", err=True)
+    Args:
+        engine: not started yet.
+        note: whether to say that it is used when it runs already, for commands that write: nobody should miss it.
+    """
+    if not _development(engine):
+        return
+    from gen_durable import embedded
+
+    found = embedded.status()
+    if not found.running:
+        embedded.start()
+        click.echo(f"Started the development server in {found.path}; stop it with `gen-durable dev stop`", err=True)
+    elif note:
+        click.echo(f"Using the development server in {found.path}", err=True)
 
 
 @contextlib.asynccontextmanager
@@ -108,11 +122,12 @@ async def open_client(url: str | None, schema: str) -> AsyncIterator[Engine]:
     from gen_durable import Engine, embedded
     from gen_durable.errors import ConfigurationError
 
-    if _development(url) and not embedded.status().path.exists():
+    engine = Engine(url, schema=schema, name="gen-durable", queues={}, pool_size=1)
+    if _development(engine) and not embedded.status().path.exists():
         raise ConfigurationError(
             "no database: give --database-url, set GEN_DURABLE_DATABASE_URL or DATABASE_URL, "
             "or start the development server here with `gen-durable dev start`"
         )
-    engine = Engine(url, schema=schema, name="gen-durable", queues={}, pool_size=1)
+    start_development(engine, note=False)
     async with engine.client():
         yield engine

@@ -23,6 +23,7 @@ from gen_durable.errors import (
     ConfigurationError,
     DatabaseError,
     DefinitionError,
+    DuplicateInstance,
     EmbeddedError,
     GenDurableError,
     InvalidArgument,
@@ -32,7 +33,7 @@ __all__ = ["FAILED", "INTERRUPTED", "NO_DATABASE", "USAGE", "root"]
 
 FAILED, USAGE, NO_DATABASE, INTERRUPTED = 1, 2, 3, 130
 
-_SECRET = re.compile(r"(://[^:/@\s]*:)[^@\s]+@|(password\s*=\s*)('[^']*'|\S+)", re.IGNORECASE)
+_SECRET = re.compile(r"(://[^:/@\s]*:)\S+@|(password\s*=\s*)('[^']*'|\S+)", re.IGNORECASE)
 
 
 class Root(click.RichGroup):
@@ -62,6 +63,8 @@ def exit_code(error: Exception) -> int:
 
 def _message(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
+    if isinstance(error, DuplicateInstance):
+        text = text.replace('pass on_conflict="existing"', "pass --on-conflict existing")
     if not isinstance(error, GenDurableError):
         text = f"{type(error).__name__}: {text} (--debug shows where)"
     if not isinstance(error, EmbeddedError):  # that one ends with lines of the server's log

@@ -82,13 +82,16 @@ def _report(path: Path | None, as_json: bool) -> bool:
     from gen_durable import embedded
 
     found = embedded.status(path)
+    detail = found.detail
+    if not found.running and found.pid is None and (found.path / "data").exists():
+        detail = "it is stopped; its data is there"
     known: dict[str, Any] = {
         "running": found.running,
         "path": str(found.path),
         "port": found.port,
         "pid": found.pid,
         "log": str(found.log),
-        "detail": found.detail or None,
+        "detail": detail or None,
     }
     if as_json:
         write_json(known)

@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import rich_click as click
 
-from gen_durable.cli._options import debug_option, json_option, note_development, run, seconds, url_option
+from gen_durable.cli._options import debug_option, json_option, run, seconds, start_development, url_option
 from gen_durable.cli._output import progress, write_json
 from gen_durable.cli._target import find_machine, load_engine, reconfigure
 from gen_durable.errors import GenDurableError
@@ -71,31 +71,31 @@ def insert(
     if many is not None and fields is not None:
         raise click.UsageError("give either JSON or --many")
     options["at"] = _moment(options["at"])
+    if options["at"] is not None and options["delay"] is not None:
+        raise click.UsageError("--delay and --at: give one of them")
     engine = load_engine(target)
     if database_url is not None:
-        reconfigure(engine, url=database_url)
+        reconfigure(engine, url=database_url, embedded=False)
     spec = find_machine(engine, machine)
     if many is None:
         text = sys.stdin.read() if fields == "-" else fields or "{}"
         item = spec.cls(**_object(text, "JSON"))
-        _note(engine)
+        start_development(engine, note=True)
         run(_insert_one(engine, item, options, as_json))
     elif not run(_insert_many(engine, spec, many, options, as_json)):
         ctx.exit(1)
 
 
-def _note(engine: Engine) -> None:
-    if engine.settings.url is None or engine.settings.embedded:
-        note_development(None)
-
-
 def _moment(text: str | None) -> datetime | None:
     try:
-        return None if text is None else datetime.fromisoformat(text)
+        moment = None if text is None else datetime.fromisoformat(text)
     except ValueError:
         raise click.UsageError(
             f"--at {text!r}: give an ISO 8601 time with its offset, like 2030-01-31T09:00:00Z"
         ) from None
+    if moment is not None and moment.utcoffset() is None:
+        raise click.UsageError(f"--at {text!r} has no time zone: add its offset, like {text}Z or {text}+01:00")
+    return moment
 
 
 def _object(text: str | bytes, what: str) -> dict[str, Any]:
@@ -123,7 +123,7 @@ async def _insert_many(engine: Engine, spec: MachineSpec, many: str, options: di
     inserted = duplicates = 0
     with _opened(many) as file:
         total = sum(1 for _ in _items(spec, file, many, options))
-        _note(engine)
+        start_development(engine, note=True)
         with progress(spec.name, total) as advance:
             async with engine.client():
                 try:
@@ -172,6 +172,11 @@ def _items(spec: MachineSpec, file: IO[bytes], name: str, options: dict[str, Any
             key = None if template is None else template.format_map(fields)
         except GenDurableError as error:
             raise click.UsageError(f"{where}: {error}") from None
+        except KeyError as error:
+            known = ", ".join(sorted(fields)) or "none"
+            raise click.UsageError(
+                f"{where}: --key {template!r} uses the field {error}, which is not there; its fields are: {known}"
+            ) from None
         except (LookupError, ValueError, AttributeError) as error:
             raise click.UsageError(f"{where}: --key {template!r} can't be filled: {error!r}") from None
         yield BulkItem(instance, key=key, **rest)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import rich_click as click
 
-from gen_durable.cli._options import database_options, debug_option, json_option, note_development, run
+from gen_durable.cli._options import database_options, debug_option, json_option, run, start_development
 from gen_durable.cli._output import write_json
 
 __all__ = ["migrate"]
@@ -12,7 +12,11 @@ __all__ = ["migrate"]
 
 @click.command
 @database_options
-@click.option("--sql", is_flag=True, help="Print the SQL script instead; needs no database.")
+@click.option(
+    "--sql",
+    is_flag=True,
+    help="Print the SQL script of a first installation, for an empty schema, instead; needs no database.",
+)
 @json_option
 @debug_option
 def migrate(database_url: str | None, schema: str, sql: bool, as_json: bool) -> None:
@@ -27,7 +31,7 @@ def migrate(database_url: str | None, schema: str, sql: bool, as_json: bool) -> 
     from gen_durable import Engine
 
     engine = Engine(database_url, schema=schema, name="gen-durable", queues={})
-    note_development(database_url)
+    start_development(engine, note=True)
     ran = run(engine.migrate())
     if as_json:
         write_json({"schema": schema, "migrations": ran})

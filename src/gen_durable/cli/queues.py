@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import rich_click as click
 
 from gen_durable.cli._options import database_options, debug_option, json_option, open_client, run
 from gen_durable.cli._output import table, write_json
 
-__all__ = ["queues"]
+__all__ = ["STATUSES", "queues"]
 
-COLUMNS = ("runnable", "executing", "awaiting_signal", "awaiting_children", "blocked", "done", "failed", "cancelled")
+STATUSES = ("runnable", "executing", "done", "failed", "cancelled")
+EMPTY = "there are no queues yet: a queue is known when an engine that names it has been started"
 
 
 @click.group(invoke_without_command=True)
@@ -18,7 +21,7 @@ COLUMNS = ("runnable", "executing", "awaiting_signal", "awaiting_children", "blo
 @debug_option
 @click.pass_context
 def queues(ctx: click.Context, database_url: str | None, schema: str, as_json: bool) -> None:
-    """Show how many instances each queue has, or pause and resume a queue."""
+    """Show the queues, whether they are paused and how many instances each has, or pause and resume one."""
     if ctx.invoked_subcommand is not None:
         ctx.default_map = {ctx.invoked_subcommand: {"database_url": database_url, "schema": schema}}
     else:
@@ -27,17 +30,24 @@ def queues(ctx: click.Context, database_url: str | None, schema: str, as_json: b
 
 async def _counts(database_url: str | None, schema: str, as_json: bool) -> None:
     async with open_client(database_url, schema) as engine:
+        known = sorted(await engine.queues(), key=lambda queue: queue.name)
         counts = await engine.counts()
-    counts.sort(key=lambda count: (count.queue, count.machine, count.version, COLUMNS.index(count.status)))
+    counts.sort(key=lambda count: (count.queue, count.machine, count.version, STATUSES.index(count.status)))
     if as_json:
-        write_json({"counts": counts})
+        write_json({"queues": known, "counts": counts})
         return
     lines: dict[tuple[str, str, int], dict[str, int]] = {}
     for count in counts:
         lines.setdefault((count.queue, count.machine, count.version), {})[count.status] = count.count
-    used = [name for name in COLUMNS if any(line.get(name) for line in lines.values())]
-    rows = [[*place, *(line.get(name, 0) for name in used)] for place, line in lines.items()]
-    table(("queue", "machine", "version", *used), rows, empty="there are no instances")
+    used = [name for name in STATUSES if any(line.get(name) for line in lines.values())]
+    paused = {queue.name: "yes" if queue.paused else "no" for queue in known}
+    rows: list[list[Any]] = [
+        [queue, paused.get(queue, "no"), machine, version, *(line.get(name, 0) for name in used)]
+        for (queue, machine, version), line in lines.items()
+    ]
+    filled = {queue for queue, _, _ in lines}
+    rows += [[name, mark, "-", "-", *(0 for _ in used)] for name, mark in paused.items() if name not in filled]
+    table(("queue", "paused", "machine", "version", *used), sorted(rows, key=lambda row: str(row[0])), empty=EMPTY)
 
 
 @queues.command

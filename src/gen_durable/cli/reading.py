@@ -10,7 +10,7 @@ import rich_click as click
 
 from gen_durable.cli._options import database_options, debug_option, json_option, open_client, run
 from gen_durable.cli._output import pairs, table, when, write_json
-from gen_durable.cli.queues import COLUMNS as STATUSES
+from gen_durable.cli.queues import STATUSES
 
 if TYPE_CHECKING:
     from gen_durable import Snapshot, Transition

@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 from asyncio.subprocess import Process
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 __all__ = ["Policy", "Supervisor"]
@@ -46,8 +46,16 @@ class Supervisor:
     others start, so that a wrong command is complained of once.
     """
 
-    def __init__(self, command: Sequence[str], processes: int, policy: Policy | None = None) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        processes: int,
+        policy: Policy | None = None,
+        *,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
         self._command = list(command)
+        self._env = None if env is None else {**os.environ, **env}
         self._processes = processes
         self._policy = policy or Policy()
         self._children: dict[int, Process] = {}
@@ -126,6 +134,7 @@ class Supervisor:
                     "--leash",
                     str(theirs.fileno()),
                     pass_fds=[theirs.fileno()],
+                    env=self._env,
                     start_new_session=True,
                 )
             self._children[place] = child

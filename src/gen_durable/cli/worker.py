@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from gen_durable.cli._options import debug_option, queue_sizes, url_option
+from gen_durable.cli._options import debug_option, queue_sizes, start_development, url_option
 from gen_durable.cli._target import load_engine, reconfigure
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["worker"]
 
 ORPHAN_MARGIN = 30.0
+URL_VARIABLE = "GEN_DURABLE_DATABASE_URL"
 
 
 @click.command
@@ -44,6 +45,7 @@ ORPHAN_MARGIN = 30.0
     help="What goes to stderr, unless the module sets up logging itself.",
 )
 @click.option("--leash", type=int, hidden=True, help="The supervisor's end of this process (internal).")
+@click.option("--url-in-environment", is_flag=True, hidden=True, help="The supervisor's --database-url is (internal).")
 @debug_option
 @click.pass_context
 def worker(
@@ -55,6 +57,7 @@ def worker(
     embedded: bool,
     log_level: str,
     leash: int | None,
+    url_in_environment: bool,
 ) -> None:
     """Run a worker until SIGTERM or SIGINT, then drain: running steps finish, the rest goes back.
 
@@ -64,8 +67,8 @@ def worker(
     if embedded and database_url is not None:
         raise click.UsageError("--embedded and --database-url: give one of them")
     loaded = _hold(leash) if leash is not None else lambda _: None
-    if processes > 1:
-        ctx.exit(_supervise(ctx, target, processes))
+    if url_in_environment:
+        database_url = os.environ[URL_VARIABLE]
     engine = load_engine(target)
     changes: dict[str, Any] = {"queues": queues, "url": database_url, "embedded": embedded or None}
     if database_url is not None:
@@ -73,6 +76,14 @@ def worker(
     changes = {name: value for name, value in changes.items() if value is not None}
     if changes:
         reconfigure(engine, **changes)
+    if not engine.settings.queues:
+        raise click.UsageError(
+            "queues={}: this engine is a client only; give its worker a queue, like --queues default=50"
+        )
+    if engine.settings.embedded:
+        start_development(engine, note=False)
+    if processes > 1:
+        ctx.exit(_supervise(ctx, engine, target, processes))
     _log(log_level)
     _run(engine, loaded)
 
@@ -102,19 +113,21 @@ def _run(engine: Engine, loaded: Callable[[float], None]) -> None:
         runner.run(main())
 
 
-def _supervise(ctx: click.Context, target: str, processes: int) -> int:
+def _supervise(ctx: click.Context, engine: Engine, target: str, processes: int) -> int:
     import asyncio
 
     from gen_durable.cli.supervisor import Supervisor
 
-    command = [sys.executable, "-m", "gen_durable", "worker", target, "--log-level", ctx.params["log_level"]]
+    asyncio.run(engine.database_url(development=False))  # what is wrong with it is said once, before any child starts
+    command, env = [sys.executable, "-m", "gen_durable", "worker", target, "--log-level", ctx.params["log_level"]], {}
     if ctx.params["queues"]:
         command += ["--queues", ",".join(f"{name}={size}" for name, size in ctx.params["queues"].items())]
     if ctx.params["database_url"] is not None:
-        command += ["--database-url", ctx.params["database_url"]]
+        command.append("--url-in-environment")  # every user of the machine may read a process's arguments
+        env[URL_VARIABLE] = ctx.params["database_url"]
     if ctx.params["embedded"]:
         command.append("--embedded")
-    return asyncio.run(Supervisor(command, processes).run())
+    return asyncio.run(Supervisor(command, processes, env=env).run())
 
 
 def _hold(fd: int) -> Callable[[float], None]:
