@@ -24,7 +24,7 @@ from examples.checkout.database import SchemaTaken, database, empty_schemas
 from examples.checkout.machine import Checkout
 from examples.checkout.orders import BadOrders, Order, deliveries, read_orders
 from examples.checkout.processes import ChildDied, Children
-from examples.checkout.report import Ended, Facts, Killed, checks, show
+from examples.checkout.report import Ended, Facts, Killed, checks, many, show
 from examples.checkout.shop import Shop
 from gen_durable import BulkItem, Engine, Snapshot
 from gen_durable.errors import GenDurableError
@@ -57,10 +57,11 @@ class Demo:
         provider = await self._start_provider(forgetful)
         items = [BulkItem(_checkout(order), key=f"order:{order.order}") for order in self._orders]
         await self._engine.insert_many(items)
-        self._board.say(f"{len(items):,} orders inserted; starting two workers")
+        self._board.say(f"{many(len(items), 'order')} inserted; starting two workers")
         await asyncio.gather(self._start_worker(), self._start_worker())
         async with aiohttp.ClientSession(provider) as http:
             killed = await self._watch(http, time.monotonic() + patience)
+            await self._children.end(self._workers)  # what is looked at next must stand still
             report = await _get(http, "/report")
         return await self._facts(report, killed)
 
@@ -89,16 +90,17 @@ class Demo:
             counts = await self._counts(http)
             self._board.show(counts)
             if counts.ended == len(self._orders):
+                self._board.say("all ended; checking …")
                 return killed
             if killed is None and counts.ended >= len(self._orders) // 2 and (victim := await self._victim()):
                 await self._children.kill(victim.pid)
                 killed = Kill(victim, counts.ended, await self._shop.now())
                 self._board.say(
-                    f"killed worker {victim.pid} (SIGKILL) after {counts.ended:,} orders; starting a new one"
+                    f"killed worker {victim.pid} (SIGKILL) after {many(counts.ended, 'order')}; starting a new one"
                 )
                 await self._start_worker()
             await asyncio.sleep(LOOK_EVERY)
-        self._board.say("the time is up")
+        self._board.say("the time is up; stopping the workers, checking …")
         return killed
 
     async def _counts(self, http: aiohttp.ClientSession) -> Counts:

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from asyncio.subprocess import PIPE, STDOUT, Process
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Self
 
 PATIENCE = 10.0  # seconds that a child gets to end by itself
@@ -77,6 +77,11 @@ class Children:
         _, process = self._running.pop(pid)
         process.kill()
         await process.wait()
+
+    async def end(self, pids: Iterable[int]) -> None:
+        """Ends those of them that run, as at the end of ``async with``; returns when they are gone."""
+        running = [self._running.pop(pid)[1] for pid in pids if pid in self._running]
+        await asyncio.gather(*(_end(process) for process in running))
 
     def check(self) -> None:
         """Raises ``ChildDied`` when one ended by itself."""

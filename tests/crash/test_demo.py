@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import os
 import signal
 import subprocess
@@ -16,13 +17,14 @@ from typing import Any
 
 import psycopg
 import pytest
+from rich.console import Console
 
 ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from examples.checkout.orders import BadOrders, Order, deliveries, read_orders  # noqa: E402
-from examples.checkout.report import Ended, Facts, Killed, checks  # noqa: E402
+from examples.checkout.report import Ended, Facts, Killed, checks, show  # noqa: E402
 from examples.checkout.shop import Books  # noqa: E402
 
 SHIPPED = ROOT / "examples/checkout/orders.csv"
@@ -234,10 +236,10 @@ def with_books(**changes: Any) -> Facts:
     return dataclasses.replace(TRUE, books=dataclasses.replace(TRUE.books, **changes))
 
 
-def with_ended(place: int, **changes: Any) -> Facts:
+def with_ended(place: int, orders: list[Order] = ORDERS, **changes: Any) -> Facts:
     ended = list(TRUE.ended)
     ended[place] = dataclasses.replace(ended[place], **changes)
-    return dataclasses.replace(TRUE, ended=ended)
+    return dataclasses.replace(TRUE, orders=orders, ended=ended)
 
 
 def with_charges(*charges: dict[str, Any]) -> Facts:
@@ -253,8 +255,8 @@ TAMPERED = [
     (with_books(shipments=set()), "Nothing lost, nothing sent twice"),
     (with_books(shipments={"A", "B"}), "Nothing lost, nothing sent twice"),
     (with_books(receipts={"A": 2101}), "Nothing lost, nothing sent twice"),
-    (dataclasses.replace(TRUE, killed=None), "A worker was killed at work"),
-    (with_ended(0, history=PATH_OF_A[:1] + PATH_OF_A[2:]), "A worker was killed at work"),
+    (dataclasses.replace(TRUE, killed=None, orders=ORDERS * 200), "A worker was killed at work"),
+    (with_ended(0, orders=ORDERS * 200, history=PATH_OF_A[:1] + PATH_OF_A[2:]), "A worker was killed at work"),
     (with_books(runs=[run for run in TRUE.books.runs if run[2] == 0]), "Steps that ran twice because of it"),
     (with_books(runs=[*TRUE.books.runs, TRUE.books.runs[0]]), "Each run in the history, once"),
     (with_books(runs=[*TRUE.books.runs, ("order:B", "charge", 0, 1)]), "Each run in the history, once"),
@@ -273,6 +275,42 @@ def test_true_facts_pass_every_check() -> None:
     assert [check.name for check in found if not check.ok] == []
     assert len(found) == 9
     assert next(check.found for check in found if "twice because" in check.name).startswith("1 (1 charge);")
+
+
+def test_without_a_kill_among_a_few_orders_the_other_checks_decide() -> None:
+    """Nobody held a claim half-way: that is no fault, but it is said."""
+    shown = io.StringIO()
+    console = Console(width=120, file=shown)
+    few = dataclasses.replace(TRUE, killed=None)
+    assert show(console, list(checks(few)), 1.0)
+    out = shown.getvalue()
+    assert "not killed: too few orders" in out
+    assert "All 7 checks hold. 1 skipped." in out
+    assert not show(console, list(checks(dataclasses.replace(few, ended=TRUE.ended[:2]))), 1.0)
+
+
+def test_three_orders_pass(demo: Callable[..., subprocess.Popen[str]], own: str, some_orders: Path) -> None:
+    """The demo with a file of one's own, however short."""
+    some_orders.write_text("".join(some_orders.read_text().splitlines(keepends=True)[:4]))
+    running = demo("--orders", str(some_orders))
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == 0, out + err
+    assert "3 orders inserted" in out
+    assert "all ended; checking" in out
+    assert processes_of(own) == []
+
+
+def test_when_the_time_is_up_the_workers_are_stopped_before_the_report(
+    demo: Callable[..., subprocess.Popen[str]], own: str
+) -> None:
+    """The facts stand still while they are gathered: no order is said to be executing."""
+    running = demo("--timeout", "0.5")
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == 1, out + err
+    assert "the time is up" in out
+    assert "Every order ended, once" in out
+    assert "still executing" not in out
+    assert processes_of(own) == []
 
 
 @pytest.mark.parametrize(("facts", "name"), TAMPERED)
