@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
-from docs_support import blocks, name_of, pages, run_page
+from docs_support import ROOT, blocks, name_of, pages, run_page
 
 from gen_durable import Engine
 
@@ -26,6 +28,21 @@ async def test_the_python_blocks_of_a_page_run_in_order(page: Path) -> None:
     """Every block runs as it stands, in one namespace for each page; those marked ``no-run`` compile."""
     ran = await run_page(page)
     assert ran or not any(block.runs for block in blocks(page, "python"))
+
+
+@pytest.mark.usefixtures("world")
+async def test_the_first_program_of_the_readme_runs_as_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its ``main()``, which it calls when it is run as a script."""
+    block = blocks(ROOT / "README.md", "python")[0]
+    module = ModuleType("readme_program")
+    sys.modules[module.__name__] = module
+    try:
+        exec(block.text, module.__dict__)
+        await module.main()
+    finally:
+        del sys.modules[module.__name__]
+    assert "{'order': 42, 'charge': 'charge of order-42'}" in capsys.readouterr().out
+    assert block.text.endswith('if __name__ == "__main__":\n    asyncio.run(main())\n')
 
 
 async def test_a_block_that_fails_is_reported_at_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
