@@ -184,8 +184,11 @@ async def test_a_second_signal_hurries(start: Start, engine: Client, tmp_path: P
     await executing(engine, held.id)
     running.process.send_signal(signal.SIGINT)
     await running.line(r"drains: \d+ steps", 2)
+    await asyncio.sleep(0.6)  # two within half a second count as one
+    hurried = time.monotonic()
     running.process.send_signal(signal.SIGINT)
     assert await running.ended() == 0, running.lines
+    assert time.monotonic() - hurried < 15  # not the drain's 30 s
     found = await engine.get(held.id)
     assert (found.status, found.attempt, found.crashes) == ("runnable", 0, 0)
 
