@@ -10,11 +10,10 @@ from typing import Any, Literal
 
 from gen_durable.errors import ConfigurationError
 from gen_durable.machine import MachineSpec, spec_of
-from gen_durable.outcome import check_name
+from gen_durable.outcome import MAX_SECONDS, check_name
 
 __all__ = ["LONGEST_POLL", "Settings", "database_url_from_environment"]
 
-LONGEST_SECONDS = 100 * 365 * 86_400.0  # of what is not endless
 LARGEST_STATE = 268_435_455  # bytes of one jsonb value
 LONGEST_POLL = 60.0  # an insert wakes timers for what is due sooner than any worker would look by itself
 ENVIRONMENT = ("GEN_DURABLE_DATABASE_URL", "DATABASE_URL")
@@ -116,8 +115,8 @@ def _integer(name: str, value: Any, least: int, most: int = 2**31 - 1) -> None:
 def _seconds(name: str, value: Any, *, least: float, endless: bool = False) -> float:
     seconds = value.total_seconds() if isinstance(value, timedelta) else value
     fine = isinstance(seconds, int | float) and not isinstance(seconds, bool) and seconds >= least
-    if not fine or not (endless or seconds <= LONGEST_SECONDS):
-        most = "" if endless else f" and at most {LONGEST_SECONDS:.0f} (100 years)"
+    if not fine or not (endless or seconds <= MAX_SECONDS):
+        most = "" if endless else f" and at most {MAX_SECONDS:.0f} (100 years)"
         raise ConfigurationError(
             f"{name}={value!r}: use a number of seconds (or a timedelta) of at least {least:g}{most}"
         )

@@ -68,7 +68,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"max_state_bytes": 0}, "max_state_bytes=0"),
     ({"max_state_bytes": 2**28}, "at most 268435455"),
     ({"drain_timeout": -0.1}, "drain_timeout="),
-    ({"drain_timeout": math.inf}, r"drain_timeout=inf: .* at most 3153600000 \(100 years\)"),
+    ({"drain_timeout": math.inf}, r"drain_timeout=inf: .* at most 3155760000 \(100 years\)"),
     ({"lease": 0}, "lease=0"),
     ({"heartbeat": 10}, "heartbeat=10 s is too slow for lease=15 s"),
     ({"heartbeat": None}, "heartbeat=None"),
