@@ -23,6 +23,7 @@ log = logging.getLogger("gen_durable")
 # A buffered row that nobody could start for this long goes back, where an idle worker may take it.
 STUCK_SECONDS = 0.5
 SMOOTHING = 0.5
+WAIT_SECONDS = 1.0  # that a row waits at most for another whose next crash is its last
 MOST = 2000  # rows of one claim
 AHEAD_BYTES = 8_000_000  # of state, that a queue holds at most beyond what runs
 
@@ -49,6 +50,7 @@ class Claimer(Service):
         check_interval: float,
         prefetch: int,
         commits_lag: Callable[[], bool],
+        max_crashes: Callable[[MachineSpec], int],
     ) -> None:
         super().__init__()
         self._link = link
@@ -61,12 +63,14 @@ class Claimer(Service):
         self._check_interval = check_interval
         self._prefetch = prefetch
         self._commits_lag = commits_lag
+        self._max_crashes = max_crashes
         self.specs: dict[int, tuple[MachineSpec, LocalQueue]] = {}
         self._trip = 0.005  # seconds that a claim takes
         self._pace = dict.fromkeys(queues, 0.0)  # starts per second
         self._marks: dict[str, tuple[float, int]] = {}
         self._check_at = time.monotonic() + check_interval
         self._most = MOST
+        self._alone = 0  # the row whose next crash would be its last
         self.failing = False  # the last claim failed
         self.closing = False
         self.held_up = False  # too many outcomes wait for their commit: to be woken when they are fewer
@@ -133,7 +137,8 @@ class Claimer(Service):
         self._most = min(MOST, self._most * 2)
         now = time.monotonic()
         self._trip += SMOOTHING * (now - started - self._trip)
-        got = self._deal(rows, now)
+        put_off: list[tuple[int, int]] = []
+        got = self._deal(rows, now, put_off)
         for queue, room in wanted.items():
             count = len(got.get(queue, ()))
             if count >= room:
@@ -145,6 +150,8 @@ class Claimer(Service):
                 queue.put(got[queue])
             if count >= room:
                 queue.on_full(queue)
+        if put_off:
+            await self._put_off(put_off)
         if self._hooks.claim and rows:
             emit(self._hooks.claim, ClaimEvent(wanted=sum(wanted.values()), got=len(rows), took=now - started))
 
@@ -159,7 +166,30 @@ class Claimer(Service):
         queue.misses = 0 if count else queue.misses + 1
         return min(0.01 * 4.0 ** min(queue.misses, 20), self._poll_interval)
 
-    def _deal(self, rows: list[Row], now: float) -> dict[LocalQueue, list[Held]]:
+    def _must_wait(self, held: Held) -> bool:
+        """Whether a row whose next crash is its last is to wait for another of the kind.
+
+        Of those a worker holds one at a time: the one that takes its worker down does not take the others with it, who
+        only happened to be there.
+        """
+        if held.crashes < self._max_crashes(held.spec) - 1:
+            return False
+        alone = self._held.get(self._alone)
+        if alone is not None and alone.crashes:
+            return True
+        self._alone = held.id
+        return False
+
+    async def _put_off(self, claims: list[tuple[int, int]]) -> None:
+        listed = msgspec.json.encode([{"id": id_, "rev": rev} for id_, rev in sorted(claims)]).decode()
+        request = self._sql["claiming/postpone"].bind(worker=self._worker, claims=listed, seconds=WAIT_SECONDS)
+        try:
+            await self._link.fetch(request)
+        except BaseException:
+            self._check_at = 0.0  # they are found there
+            raise
+
+    def _deal(self, rows: list[Row], now: float, put_off: list[tuple[int, int]]) -> dict[LocalQueue, list[Held]]:
         got: dict[LocalQueue, list[Held]] = {}
         held_rows = self._held
         for id_, rev, lane, step, state, attempt, crashes, priority, key, due_at, inserted_at in rows:
@@ -167,6 +197,9 @@ class Claimer(Service):
             held = Held(
                 id_, rev, lane, step, state, attempt, crashes, priority, key, due_at, inserted_at, spec, queue, now
             )
+            if crashes and self._must_wait(held):
+                put_off.append((id_, rev))
+                continue
             held_rows[id_] = held
             got.setdefault(queue, []).append(held)
         for queue, batch in got.items():

@@ -72,7 +72,7 @@ class Executor:
         started = time.monotonic()
         if not held.chain_steps:
             held.chain_since = started
-        if held.crashes >= self._max_crashes(spec):
+        if held.crashes >= self.max_crashes(spec):
             record = self._end(held, TransitionKind.FAILED)
             record.error = reason_json("CrashLoop", f"its worker died {held.crashes} times in step {held.step!r}")
             self._hand_over(held, record, started, None)
@@ -318,7 +318,8 @@ class Executor:
         """For how many seconds a machine's terminal rows stay; infinite: for ever."""
         return self._settings.retention if spec.retention is None else spec.retention
 
-    def _max_crashes(self, spec: MachineSpec) -> int:
+    def max_crashes(self, spec: MachineSpec) -> int:
+        """How many deaths of workers in one step fail an instance."""
         return self._settings.max_crashes if spec.max_crashes is None else spec.max_crashes
 
 

@@ -117,6 +117,7 @@ class Worker(Listener):
             poll_interval=poll,
             check_interval=settings.lease,
             prefetch=settings.prefetch,
+            max_crashes=self._executor.max_crashes,
             commits_lag=lambda: self._flusher.failing or self._flusher.waiting > BACKLOG,
         )
         self._timers = Timers(self._service_link, self._sql, poll, self._claimer.announce)
