@@ -190,9 +190,7 @@ class TestStart:
         assert (place / "pg" / "password").stat().st_mode & 0o777 == 0o600
         assert (place / "pg" / "data").stat().st_mode & 0o777 == 0o700
         assert parts.password not in repr(embedded.status(place / "pg"))
-        socket_url = (
-            f"postgresql://postgres:{parts.password}@/postgres?host={place / 'pg' / 'data'}&port={parts.port}"
-        )
+        socket_url = f"postgresql://postgres:{parts.password}@/postgres?host={place / 'pg' / 'data'}&port={parts.port}"
         assert execute(socket_url, "SELECT 1") == 1
         for wrong in (url.replace(parts.password, "wrong"), socket_url.replace(parts.password, "wrong")):
             with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
@@ -284,11 +282,7 @@ class TestKilled:
         kill(owner)
         assert not (place / "pg" / "data").exists()
         assert execute(embedded.start(place / "pg"), "SELECT 1") == 1
-        wait_for(
-            lambda: (
-                not any("initdb" in Path(f"/proc/{pid}/cmdline").read_text() for pid in processes_of(place))
-            )
-        )
+        wait_for(lambda: not any("initdb" in Path(f"/proc/{pid}/cmdline").read_text() for pid in processes_of(place)))
 
     def test_killed_initdb(self, place: Path) -> None:
         """R-whole: what a killed initdb left behind is removed by the next start."""
