@@ -41,7 +41,7 @@ crash: $(VENV)/.ready
 	$(BIN)/pytest tests/crash $(ARGS)
 
 bench: $(VENV)/.ready
-	$(BIN)/python -m benchmarks $(ARGS)
+	@$(BIN)/python -m benchmarks $(ARGS)
 
 clean:
 	rm -rf $(VENV) .gen_durable .bench dist

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 
 import psycopg
 from psycopg import AsyncConnection
@@ -137,7 +137,7 @@ class Link:
         return connection
 
     @contextlib.contextmanager
-    def _watched(self, connection: AsyncConnection[Row]):  # type: ignore[no-untyped-def]  # a context manager
+    def _watched(self, connection: AsyncConnection[Row]) -> Iterator[None]:
         timer = asyncio.get_running_loop().call_later(self._deadline, cut, connection)
         try:
             yield
