@@ -136,6 +136,7 @@ class Flusher:
                     await self._halves(batch, in_doubt=in_doubt)
                     return
                 elif isinstance(error, _REFUSALS):
+                    self.failing = False  # the fault is this outcome's
                     if not self._refused(batch[0], error):
                         return
                 else:
