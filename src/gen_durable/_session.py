@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import select
+from collections.abc import AsyncIterator
 from typing import Any
 
 import psycopg
@@ -12,7 +14,7 @@ from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
 from gen_durable._store.connection import cut, fetch, forbidden, open_connection, set_up, unreachable
 from gen_durable._store.migrating import check_version
-from gen_durable._store.operation import Operation, Request, Row, drive
+from gen_durable._store.operation import Operation, Request, Row, drive, drive_together
 from gen_durable.config import Settings
 from gen_durable.errors import DatabaseUnreachable, EngineStateError, InvalidArgument
 
@@ -74,6 +76,31 @@ class Session:
             DatabaseError: a right is missing.
             DatabaseUnreachable: no connection, or it broke on the way.
         """
+        async with self._connection(request.statement.name) as connection:
+            return await self._watched(connection, request)
+
+    async def call(self, operation: Operation[Any]) -> Any:
+        """Runs an operation; each statement is a transaction of its own."""
+        return await drive(operation, self.fetch)
+
+    async def together(self, operation: Operation[Any]) -> Any:
+        """Runs an operation in one transaction: all of it takes effect, or nothing.
+
+        Raises:
+            as :meth:`fetch`, and what the operation itself raises; the transaction is rolled back.
+        """
+        async with self._connection("a transaction") as connection:
+            return await drive_together(operation, lambda request: self._watched(connection, request))
+
+    async def _watched(self, connection: AsyncConnection[Row], request: Request) -> list[Row]:
+        timer = asyncio.get_running_loop().call_later(self._settings.statement_timeout, cut, connection)
+        try:
+            return await fetch(connection, request)
+        finally:
+            timer.cancel()
+
+    @contextlib.asynccontextmanager
+    async def _connection(self, what: str) -> AsyncIterator[AsyncConnection[Row]]:
         if self._pool is None:
             raise EngineStateError(
                 f"the engine {self._settings.name!r} is not started: use it inside `async with engine:` "
@@ -82,30 +109,23 @@ class Session:
         pool = self._pool
         try:
             connection = await pool.getconn()
-            timer = asyncio.get_running_loop().call_later(self._settings.statement_timeout, cut, connection)
             try:
-                return await fetch(connection, request)
+                yield connection
             finally:
-                timer.cancel()
                 await pool.putconn(connection)
         except (PoolTimeout, PoolClosed) as error:
             raise unreachable(self.url, error) from error
         except (psycopg.DataError, psycopg.errors.ProgramLimitExceeded, psycopg.errors.StatementTooComplex) as error:
-            what = f"Postgres refused a value of {request.statement.name}: {str(error).strip()}"
-            raise InvalidArgument(what) from error
+            raise InvalidArgument(f"Postgres refused a value of {what}: {str(error).strip()}") from error
         except psycopg.errors.InsufficientPrivilege as error:
             raise forbidden(self.url, error) from error
         except psycopg.OperationalError as error:
             if error.sqlstate and error.sqlstate[:2] != "08" and error.sqlstate[:3] != "57P":
                 raise
             raise DatabaseUnreachable(
-                f"{unreachable(self.url, error)}. The connection broke while {request.statement.name} was under way: "
+                f"{unreachable(self.url, error)}. The connection broke while {what} was under way: "
                 "a write may or may not have taken effect"
             ) from error
-
-    async def call(self, operation: Operation[Any]) -> Any:
-        """Runs an operation."""
-        return await drive(operation, self.fetch)
 
 
 class _PooledConnection(AsyncConnection[Row]):

@@ -7,16 +7,19 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import TypeVar
 
 import psycopg
 from psycopg import AsyncConnection
 
 from gen_durable._store.connection import cut, fetch, open_connection, set_up
-from gen_durable._store.operation import Request, Row
+from gen_durable._store.operation import Operation, Request, Row, drive_together
 from gen_durable.events import Hooks, ReconnectEvent, emit
 
 __all__ = ["Link", "LinkDown"]
+
+T = TypeVar("T")
 
 log = logging.getLogger("gen_durable")
 
@@ -75,19 +78,37 @@ class Link:
             LinkDown: when the connection broke after the statement was sent.
             psycopg.Error: the statement's own error; the connection is still good.
         """
+        async with self._in_use() as connection:
+            return await self._send(connection, request)
+
+    async def together(self, operation: Operation[T]) -> T:
+        """Runs an operation in one transaction: all of it takes effect, or nothing.
+
+        Raises:
+            LinkDown: when the connection broke on the way; the commit may have been sent.
+            psycopg.Error, or what the operation itself raises: rolled back, and the connection is still good.
+        """
+        async with self._in_use() as connection:
+            return await drive_together(operation, lambda request: self._send(connection, request))
+
+    async def _send(self, connection: AsyncConnection[Row], request: Request) -> list[Row]:
+        with self._watched(connection):
+            return await fetch(connection, request)
+
+    @contextlib.asynccontextmanager
+    async def _in_use(self) -> AsyncIterator[AsyncConnection[Row]]:
         async with self._turn:
             connection = self._connection or await self._connect()
-            with self._watched(connection):
-                try:
-                    return await fetch(connection, request)
-                except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-                    if not _is_down(connection, error):
-                        raise
-                    await self.drop(error)
-                    raise LinkDown(str(error)) from error
-                except asyncio.CancelledError:
-                    await self.drop(None)
+            try:
+                yield connection
+            except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+                if not _is_down(connection, error):
                     raise
+                await self.drop(error)
+                raise LinkDown(str(error)) from error
+            except asyncio.CancelledError:
+                await self.drop(None)
+                raise
 
     async def connect(self) -> None:
         """Connects now, for as long as it takes."""

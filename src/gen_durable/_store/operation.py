@@ -30,6 +30,7 @@ __all__ = [
     "check_schema_name",
     "drive",
     "drive_sync",
+    "drive_together",
     "tokens",
 ]
 
@@ -70,6 +71,10 @@ class Request(NamedTuple):
     statement: Statement
     parameters: tuple[Any, ...]
 
+
+_BEGIN, _COMMIT, _ROLLBACK = (
+    Request(Statement(word, word.encode(), ()), ()) for word in ("BEGIN", "COMMIT", "ROLLBACK")
+)
 
 Operation: TypeAlias = Generator[Request, list[Row], T]
 Catalog: TypeAlias = Mapping[str, Statement]
@@ -149,6 +154,18 @@ async def drive(operation: Operation[T], fetch: Callable[[Request], Awaitable[li
             request = operation.send(await fetch(request))
     except StopIteration as stop:
         return stop.value  # type: ignore[no-any-return]  # a generator's return value is untyped here
+
+
+async def drive_together(operation: Operation[T], fetch: Callable[[Request], Awaitable[list[Row]]]) -> T:
+    """Runs an operation in one transaction of an autocommit connection: what it raises rolls everything back."""
+    await fetch(_BEGIN)
+    try:
+        value = await drive(operation, fetch)
+    except Exception:
+        await fetch(_ROLLBACK)
+        raise
+    await fetch(_COMMIT)
+    return value
 
 
 def drive_sync(operation: Operation[T], fetch: Callable[[Request], list[Row]]) -> T:

@@ -1,0 +1,97 @@
+"""What all calls of the client share: its connections, its lanes, and the worker of the same process."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from gen_durable._bell import Bell
+from gen_durable._session import Session
+from gen_durable._store.inserting import LaneKey, ensure_lanes
+from gen_durable._store.operation import catalog
+from gen_durable.config import Settings
+from gen_durable.errors import InvalidArgument, NoSuchInstance
+from gen_durable.machine import MachineSpec
+from gen_durable.outcome import check_name
+
+__all__ = ["Base", "check_target"]
+
+
+class _LocalWorker:
+    """What the client needs of the worker in the same process; see ``_runtime.worker``."""
+
+    def takes(self, queue: str, count: int) -> bool:
+        """Whether it would start so many rows of the queue at once."""
+        raise NotImplementedError
+
+    def inserted(self, queues: set[str], soonest: float | None) -> None:
+        """Rows were inserted."""
+        raise NotImplementedError
+
+    def lanes_changed(self) -> None:
+        """There are new lanes."""
+        raise NotImplementedError
+
+
+class Base:
+    """The state behind the calls; each kind of call is a class of its own, and ``Client`` is all of them."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._sql = catalog(settings.schema)
+        self._session = Session(settings)
+        self._bell = Bell(self._session, self._sql)
+        self._lanes: dict[LaneKey, int] = {}
+        self._known_queues: set[str] = {*settings.queues, *(spec.queue for spec in settings.machines)}
+        self._waiters: dict[int, set[asyncio.Event]] = {}
+        self._local: Any = None  # the worker in this process
+
+    async def _close(self) -> None:
+        await self._bell.close()
+        await self._session.close()
+        for events in self._waiters.values():
+            for event in events:
+                event.set()
+
+    async def _lanes_for(self, wanted: Mapping[LaneKey, MachineSpec]) -> dict[LaneKey, int]:
+        missing = {key: spec for key, spec in wanted.items() if key not in self._lanes}
+        if missing:
+            await self._check_queues({key.queue for key in missing})
+            keeps = {key: self._keep(spec) for key, spec in missing.items()}
+            self._lanes.update(await self._session.call(ensure_lanes(self._sql, keeps)))
+            # Workers that run these queues must learn of the new lanes.
+            if self._local is not None:
+                self._local.lanes_changed()
+            await self._session.fetch(self._sql["queues/wake"].bind(messages=["l:"]))
+        return {key: self._lanes[key] for key in wanted}
+
+    async def _lane(self, spec: MachineSpec, queue: str) -> int:
+        key = LaneKey(queue, spec.name, spec.version)
+        return (await self._lanes_for({key: spec}))[key]
+
+    def _keep(self, spec: MachineSpec) -> float | None:
+        keep = self._settings.retention if spec.retention is None else spec.retention
+        return None if math.isinf(keep) else keep
+
+    async def _check_queues(self, queues: set[str]) -> None:
+        if queues - self._known_queues:
+            rows = await self._session.fetch(self._sql["queues/names"].bind())
+            self._known_queues |= {row[0] for row in rows}
+        for queue in sorted(queues - self._known_queues):
+            raise InvalidArgument(
+                f"there is no queue {queue!r}; known are {', '.join(sorted(self._known_queues))}: "
+                "name it in queues= of the engine that should run it"
+            )
+
+
+def check_target(target: int | str) -> int | str:
+    """``target`` when it can be an id or a key."""
+    if isinstance(target, bool) or not isinstance(target, int | str):
+        raise InvalidArgument(f"target={target!r}: give an id (a number) or a key (a string)")
+    if isinstance(target, str):
+        return check_name(target, "target")
+    if not -(2**63) <= target < 2**63:
+        raise NoSuchInstance(target)
+    return target

@@ -1,0 +1,58 @@
+"""Handles: what an insert answers with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gen_durable.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from gen_durable.client.waiting import WaitingCalls
+
+__all__ = ["Handle", "Inserted"]
+
+
+@dataclass(frozen=True, slots=True)
+class Handle:
+    """An inserted instance.
+
+    Attributes:
+        id: its number.
+        key: its business identity, or None.
+        machine: the machine's name.
+    """
+
+    id: int
+    key: str | None
+    machine: str
+    _client: WaitingCalls
+
+    async def get(self) -> Snapshot:
+        """The instance as it is now; see :meth:`Client.get`."""
+        return await self._client.get(self.id)
+
+    async def result(self, timeout: float | None = None) -> Any:
+        """Waits for its end; see :meth:`Client.result`."""
+        return await self._client.result(self.id, timeout)
+
+    def __repr__(self) -> str:
+        return f"Handle(id={self.id}, key={self.key!r}, machine={self.machine!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class Inserted:
+    """What became of one item of ``insert_many``.
+
+    Attributes:
+        handle: the new instance, or the one that holds the key.
+        duplicate: whether the key was taken, so that nothing was inserted.
+    """
+
+    handle: Handle
+    duplicate: bool
+
+    @property
+    def id(self) -> int:
+        """The handle's id."""
+        return self.handle.id

@@ -1,0 +1,168 @@
+"""Bringing instances into being."""
+
+from __future__ import annotations
+
+import builtins
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from gen_durable._store.inserting import LaneKey, NewInstance, insert_all
+from gen_durable.client.handle import Handle, Inserted
+from gen_durable.client.waiting import WaitingCalls
+from gen_durable.config import LONGEST_POLL
+from gen_durable.errors import ConfigurationError, DuplicateInstance, InvalidArgument, InvalidState
+from gen_durable.machine import Machine, MachineSpec, spec_of
+from gen_durable.outcome import check_name, check_priority, check_seconds
+
+__all__ = ["BulkItem", "InsertingCalls"]
+
+Conflict: TypeAlias = Literal["raise", "existing"]
+
+
+@dataclass(frozen=True, slots=True)
+class BulkItem:
+    """One instance of an ``insert_many``, with options of its own; they mean what they mean in ``insert``."""
+
+    instance: Machine
+    key: str | None = None
+    queue: str | None = None
+    priority: int | None = None
+    delay: float | timedelta | None = None
+    at: datetime | None = None
+
+
+class InsertingCalls(WaitingCalls):
+    """``insert`` and ``insert_many``."""
+
+    async def insert(
+        self,
+        instance: Machine,
+        *,
+        key: str | None = None,
+        queue: str | None = None,
+        priority: int | None = None,
+        delay: float | timedelta | None = None,
+        at: datetime | None = None,
+        on_conflict: Conflict = "raise",
+    ) -> Handle:
+        """Inserts a machine or a bound job; it is there, durably, when this returns.
+
+        Args:
+            instance: ``Checkout(order=42)`` or ``send_welcome.bind(user_id=7)``.
+            key: its business identity, at most 512 bytes: at most one live instance has it.
+            queue: another queue than its machine's.
+            priority: −32768 to 32767, lower first; by default its machine's.
+            delay: seconds (or a timedelta) until it is due, by the database's clock.
+            at: when it is due: an aware datetime. Give one of ``delay`` and ``at``.
+            on_conflict: what to do when the key is taken: ``"raise"``, or give the ``"existing"`` one's handle.
+
+        Raises:
+            DuplicateInstance: the key is taken (and ``on_conflict`` is ``"raise"``).
+            InvalidState: the state can't be stored.
+            InvalidArgument: another argument is wrong; nothing was written.
+            DatabaseUnreachable: no connection, or it broke.
+        """
+        if on_conflict not in ("raise", "existing"):
+            raise InvalidArgument(f'on_conflict={on_conflict!r}: use "raise" or "existing"')
+        item = BulkItem(instance, key, queue, priority, delay, at)
+        (inserted,) = await self.insert_many([item])
+        if inserted.duplicate and on_conflict == "raise":
+            assert key is not None
+            raise DuplicateInstance(key, inserted.id)
+        return inserted.handle
+
+    async def insert_many(self, items: Iterable[Machine | BulkItem]) -> builtins.list[Inserted]:
+        """Inserts any number, a few thousand in each round trip; answers for each, in the order given.
+
+        All items are checked before the first is written. Each round trip is a transaction of its own. An item whose
+        key is taken, also by an earlier item, is reported as a duplicate.
+
+        Raises:
+            InvalidState, InvalidArgument: an item is wrong; nothing was written.
+            DatabaseUnreachable: no connection, or it broke.
+        """
+        checked = [self._check(item if isinstance(item, BulkItem) else BulkItem(item)) for item in items]
+        if not checked:
+            return []
+        lanes = await self._lanes_for({lane: spec for spec, lane, _ in checked})
+        for _, lane, row in checked:
+            row.lane = lanes[lane]
+        queues = {lane.queue for _, lane, row in checked if not row.delay}  # "at" may have passed
+        later = any(row.delay or row.at is not None for _, _, row in checked)
+        counts = Counter(lane.queue for _, lane, row in checked if not row.delay)
+        others = {queue for queue in queues if self._local is None or not self._local.takes(queue, counts[queue])}
+        sent = time.monotonic()
+        notify = self._bell.rides_along(others) or later
+        rows = [row for _, _, row in checked]
+        placed, told = await self._session.call(insert_all(self._sql, rows, notify=notify, soon=LONGEST_POLL))
+        if told and len(others) == 1 and not later:
+            self._bell.told(others, sent)
+        elif not (notify and told):
+            for queue in others:
+                self._bell.later(queue)
+        if self._local is not None:
+            waits = [row.delay or 0.0 for _, _, row in checked if row.delay or row.at is not None]
+            self._local.inserted(queues, min(waits, default=None))
+        return [
+            Inserted(Handle(place.id, row.key, spec.name, self), place.duplicate)
+            for (spec, _, row), place in zip(checked, placed, strict=True)
+        ]
+
+    def _check(self, item: BulkItem) -> tuple[MachineSpec, LaneKey, NewInstance]:
+        try:
+            spec = spec_of(item.instance)
+        except ConfigurationError as error:
+            raise InvalidArgument(str(error)) from None
+        if isinstance(item.instance, type) or not isinstance(item.instance, Machine):
+            raise InvalidArgument(
+                f"{spec.name} itself can't be inserted: give an instance, {spec.name}(...), or a bound job, "
+                f"{spec.name}.bind(...)"
+            )
+        if spec not in self._settings.machines:
+            known = ", ".join(sorted(s.name for s in self._settings.machines)) or "none"
+            raise InvalidArgument(
+                f"{spec.name} version {spec.version} is not registered with the engine {self._settings.name!r} "
+                f"(it knows {known}): add it to machines="
+            )
+        state = spec.dump(item.instance)
+        if len(state) > self._settings.max_state_bytes:
+            raise InvalidState(
+                f"the state of {spec.name} takes {len(state)} bytes, more than "
+                f"max_state_bytes={self._settings.max_state_bytes}; keep large data elsewhere and refer to it"
+            )
+        row = NewInstance(
+            0,
+            spec.initial,
+            msgspec.Raw(state),
+            None if item.key is None else check_name(item.key, "key"),
+            spec.priority if item.priority is None else check_priority(item.priority, "priority"),
+            None if item.delay is None else check_seconds(item.delay, "delay"),
+            _check_at(item.at),
+        )
+        if row.delay is not None and row.at is not None:
+            raise InvalidArgument(f"delay={item.delay!r} and at={item.at!r} were both given: give one of them")
+        queue = spec.queue if item.queue is None else check_name(item.queue, "queue")
+        return spec, LaneKey(queue, spec.name, spec.version), row
+
+
+def _check_at(at: datetime | None) -> datetime | None:
+    if at is None:
+        return None
+    if not isinstance(at, datetime):
+        raise InvalidArgument(f"at={at!r}: give an aware datetime")
+    if at.tzinfo is None or at.utcoffset() is None:
+        raise InvalidArgument(f"at={at!r} has no time zone: give an aware datetime, like datetime.now(UTC)")
+    try:
+        utc = at.astimezone(UTC)
+    except OverflowError:
+        utc = None
+    # A time that some session's time zone puts outside datetime's range could be stored, and never read back.
+    if utc is None or not 1900 <= utc.year <= 9000:
+        raise InvalidArgument(f"at={at!r} is out of range: its UTC time must be in the years 1900 to 9000")
+    return utc
