@@ -4,18 +4,20 @@ An instance is a row in Postgres, a machine is a class, each step's outcome is c
 """
 
 from gen_durable.client import BulkItem, Handle, Inserted
-from gen_durable.context import Context
+from gen_durable.context import ChildResult, Context, Signal
 from gen_durable.engine import Engine
 from gen_durable.job import Job, job
 from gen_durable.machine import Machine, step
-from gen_durable.outcome import Cancel, Done, Next, Outcome, Retry, RetryAfter, Sleep, Stop
+from gen_durable.outcome import Await, Cancel, Done, Next, Outcome, Retry, RetryAfter, Sleep, Spawn, Stop, child
 from gen_durable.retry import Backoff
 from gen_durable.snapshot import Page, QueueCount, QueueInfo, Snapshot, Transition, WorkerInfo
 
 __all__ = [
+    "Await",
     "Backoff",
     "BulkItem",
     "Cancel",
+    "ChildResult",
     "Context",
     "Done",
     "Engine",
@@ -30,11 +32,14 @@ __all__ = [
     "QueueInfo",
     "Retry",
     "RetryAfter",
+    "Signal",
     "Sleep",
     "Snapshot",
+    "Spawn",
     "Stop",
     "Transition",
     "WorkerInfo",
+    "child",
     "job",
     "step",
 ]

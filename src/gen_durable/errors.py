@@ -102,15 +102,18 @@ class DuplicateInstance(GenDurableError):
 
 
 class NoSuchInstance(GenDurableError):
-    """No instance has this id or key.
+    """No instance has this id or key; or none that is live, where the call needs one.
 
     Attributes:
         target: the id or key that was asked for.
     """
 
-    def __init__(self, target: int | str) -> None:
+    def __init__(self, target: int | str, *, live: bool = False) -> None:
         what = f"id {target}" if isinstance(target, int) else f"key {target!r}"
-        super().__init__(f"there is no instance with {what}; it never existed or its retention has passed")
+        if live:
+            super().__init__(f"there is no live instance with {what}; it never existed or it has ended")
+        else:
+            super().__init__(f"there is no instance with {what}; it never existed or its retention has passed")
         self.target = target
 
 

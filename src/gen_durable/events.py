@@ -37,7 +37,7 @@ class StepEvent:
 
     Attributes:
         id, machine, step, attempt, queue: what ran.
-        outcome: ``next``, ``retry``, ``sleep``, ``done``, ``failed`` or ``cancelled``.
+        outcome: ``next``, ``retry``, ``sleep``, ``await``, ``spawn``, ``done``, ``failed`` or ``cancelled``.
         took: seconds.
         error: what it raised, or None.
     """

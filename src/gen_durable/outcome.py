@@ -4,6 +4,8 @@
 ``Next(step)``      commit the state and go to ``step``
 ``Retry(delay)``    run the same step again after ``delay`` seconds, ``attempt + 1``
 ``Sleep(s, then)``  a durable pause of ``s`` seconds, then ``then``
+``Await(n, then)``  wait for a signal of the name ``n``, or one of several, then ``then``
+``Spawn(c, then)``  insert the children ``c`` and wait for their end, then ``then``
 ``Done(result)``    the end: ``done``, with a result
 ``Stop(reason)``    the end: ``failed``, with a reason
 ==================  =================================================================
@@ -15,9 +17,9 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import Enum
 from typing import Any, Final, Literal, TypeAlias
 
@@ -25,7 +27,9 @@ from gen_durable.errors import GenDurableError, InvalidArgument
 
 __all__ = [
     "KEEP",
+    "Await",
     "Cancel",
+    "Child",
     "Done",
     "Keep",
     "Next",
@@ -33,8 +37,10 @@ __all__ = [
     "Retry",
     "RetryAfter",
     "Sleep",
+    "Spawn",
     "StepRef",
     "Stop",
+    "child",
 ]
 
 MAX_NAME_BYTES: Final = 512
@@ -206,6 +212,136 @@ class Sleep:
         object.__setattr__(self, "then", step_name(then, "Sleep: then"))
 
 
+@dataclass(frozen=True, slots=True, init=False)
+class Await:
+    """Wait until a signal of one of ``names`` arrives, or until ``timeout`` has passed; then run ``then``.
+
+    The woken step finds the signals of these names in ``ctx.awaited``, all others in ``ctx.inbox`` too, and
+    ``ctx.timed_out``. An ``Await`` takes nothing out of the inbox: a step that has not got enough returns it again, and
+    sleeps until a signal comes that no step was handed yet. ``Next``, ``Sleep`` and ``Spawn`` take out what the step
+    was handed in ``ctx.awaited``.
+
+    Args:
+        names: a name, or several.
+        then: the step to run.
+        timeout: seconds or a timedelta from the commit, by the database's clock; None waits for ever.
+
+    Raises:
+        InvalidArgument: a value is wrong.
+    """
+
+    names: tuple[str, ...]
+    then: str
+    timeout: float | None
+
+    def __init__(self, names: str | Iterable[str], then: StepRef, *, timeout: Seconds | None = None) -> None:
+        if not isinstance(names, str | list | tuple | set | frozenset):
+            raise InvalidArgument(f"Await: names must be a string or several, not {_shown(names)}")
+        listed = [names] if isinstance(names, str) else list(names)
+        if not listed:
+            raise InvalidArgument("Await: names is empty; name at least one signal")
+        checked = [check_name(name, "Await: the name of a signal") for name in listed]
+        put = object.__setattr__
+        put(self, "names", tuple(sorted(set(checked))))
+        put(self, "then", step_name(then, "Await: then"))
+        put(self, "timeout", None if timeout is None else check_seconds(timeout, "Await: timeout"))
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A machine or bound job to be spawned, with options of its own; made by :func:`child`."""
+
+    instance: Any
+    key: str | None = None
+    queue: str | None = None
+    priority: int | None = None
+    delay: Seconds | None = None
+    at: datetime | None = None
+
+
+def child(
+    instance: Any,
+    *,
+    key: str | None = None,
+    queue: str | None = None,
+    priority: int | None = None,
+    delay: Seconds | None = None,
+    at: datetime | None = None,
+) -> Child:
+    """A child for ``Spawn`` with options of its own; they mean what they mean in ``Engine.insert``."""
+    return Child(instance, key, queue, priority, delay, at)
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Spawn:
+    """Insert ``children`` and wait for their end; then run ``then`` once, with ``ctx.children`` in the order given.
+
+    The children and the wait are committed together. A failed or cancelled child has ended too. Without children
+    ``then`` runs straight on.
+
+    Args:
+        children: machines and bound jobs, or what :func:`child` made of them.
+        then: the step to run.
+        join: when to go on: ``"all"`` of them have ended, ``"any"``, or a number.
+        success: count only those that are done; it goes on early when the number can't be reached any more.
+        timeout: seconds or a timedelta after which it goes on with what is there (``ctx.timed_out``); None waits for
+            ever.
+        cancel_rest: cancel those that have not ended when it goes on.
+
+    Raises:
+        InvalidArgument: a value is wrong.
+    """
+
+    children: tuple[Child, ...]
+    then: str
+    join: int
+    success: bool
+    timeout: float | None
+    cancel_rest: bool
+
+    def __init__(
+        self,
+        children: Iterable[Any],
+        then: StepRef,
+        *,
+        join: Literal["all", "any"] | int = "all",
+        success: bool = False,
+        timeout: Seconds | None = None,
+        cancel_rest: bool = False,
+    ) -> None:
+        if isinstance(children, str | bytes) or not isinstance(children, Iterable):
+            raise InvalidArgument(f"Spawn: children must be a list of machines and jobs, not {_shown(children)}")
+        listed = tuple(given if isinstance(given, Child) else Child(given) for given in children)
+        for given in listed:
+            if isinstance(given.instance, type) or not hasattr(type(given.instance), "__durable__"):
+                raise InvalidArgument(
+                    f"Spawn got {_shown(given.instance)}, which is neither a machine nor a bound job; "
+                    "give Resize(...) or resize.bind(...)"
+                )
+        for name, flag in (("success", success), ("cancel_rest", cancel_rest)):
+            if not isinstance(flag, bool):
+                raise InvalidArgument(f"Spawn: {name} must be True or False, not {_shown(flag)}")
+        put = object.__setattr__
+        put(self, "children", listed)
+        put(self, "then", step_name(then, "Spawn: then"))
+        put(self, "join", _join_count(join, len(listed)))
+        put(self, "success", success)
+        put(self, "timeout", None if timeout is None else check_seconds(timeout, "Spawn: timeout"))
+        put(self, "cancel_rest", cancel_rest)
+
+
+def _join_count(join: object, children: int) -> int:
+    if join == "all":
+        return children
+    if join == "any":
+        return min(children, 1)
+    if isinstance(join, bool) or not isinstance(join, int):
+        raise InvalidArgument(f'Spawn: join must be "all", "any" or a number, not {_shown(join)}')
+    if not 1 <= join <= max(children, 1):
+        raise InvalidArgument(f"Spawn: join={join} of {children} children; use a number from 1 to {children}")
+    return min(join, children)
+
+
 @dataclass(frozen=True, slots=True)
 class Done:
     """The end: the instance is ``done`` and ``result`` is recorded; anything that can be written as JSON."""
@@ -228,7 +364,7 @@ class Stop:
             raise InvalidArgument(f"Stop: reason must be a string, not {_shown(self.reason)}; use str(...)")
 
 
-Outcome: TypeAlias = Next | Retry | Sleep | Done | Stop
+Outcome: TypeAlias = Next | Retry | Sleep | Await | Spawn | Done | Stop
 
 
 class Cancel(Exception):

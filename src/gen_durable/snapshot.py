@@ -28,8 +28,12 @@ class Snapshot:
         error: the last error: ``type``, ``message``, ``traceback``; or None.
         worker: the worker that holds it (of a terminal one: that ended it), or None.
         rev: the number of changes so far; the fencing token.
-        due_at: when it may run next; None for a terminal one.
+        due_at: when it may run next, or goes on without what it waits for; None for a terminal one, and for one that
+            waits without a timeout.
         inserted_at, updated_at, finished_at: by the database's clock.
+        awaits: the names of the signals that it waits for; None when it does not.
+        children_left: how many ends of children it still waits for; None when it does not.
+        parent_id: the instance that spawned it, or None.
     """
 
     id: int
@@ -51,6 +55,9 @@ class Snapshot:
     inserted_at: datetime
     updated_at: datetime
     finished_at: datetime | None
+    awaits: list[str] | None = None
+    children_left: int | None = None
+    parent_id: int | None = None
 
     @property
     def terminal(self) -> bool:
@@ -78,7 +85,8 @@ class Transition:
     Attributes:
         seq: grows with each transition; the instance's ``rev`` after it.
         step, attempt: what ran, and which try it was (from 0).
-        outcome: ``next``, ``retry``, ``sleep``, ``done``, ``failed``, ``cancelled`` or ``crashed``.
+        outcome: ``next``, ``retry``, ``sleep``, ``await``, ``spawn``, ``done``, ``failed``, ``cancelled`` or
+            ``crashed``.
         at: when it was committed, by the database's clock.
         took: how many seconds the step ran; None for a crash.
         worker: who ran it; None for a crash.

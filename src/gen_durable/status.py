@@ -47,6 +47,8 @@ class TransitionKind(IntEnum):
     FAILED = 4
     CANCELLED = 5
     CRASHED = 6
+    AWAIT = 7
+    SPAWN = 8
 
     @property
     def label(self) -> str:

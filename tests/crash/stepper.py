@@ -48,9 +48,13 @@ class Stepper:
     async def commit(self, worker: int, *outcomes: dict[str, Any]) -> set[tuple[int, ...]]:
         """What the answer says was committed."""
         rows = await self.ask(
-            "committing/commit", worker=worker, outcomes=json.dumps(sorted(outcomes, key=lambda o: o["id"])), wake=[]
+            "committing/commit",
+            worker=worker,
+            outcomes=json.dumps(sorted(outcomes, key=lambda o: o["id"])),
+            first="[]",
+            wake=[],
         )
-        return {tuple(row) for row in rows}
+        return {(row[0], row[1]) for row in rows}
 
     async def release(self, worker: int, *claims: tuple[int, int]) -> int:
         listed = json.dumps([{"id": id_, "rev": rev} for id_, rev in sorted(claims)])

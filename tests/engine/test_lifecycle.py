@@ -188,7 +188,8 @@ async def test_a_missing_schema_is_refused_with_the_command_to_run(
 async def test_another_schema_version_is_refused(build: Build, sql: Sql) -> None:
     """Section 11: an engine that meets an older or newer schema refuses to start and says what to do."""
     for version, message in ((0, "run `gen-durable migrate"), (latest_version() + 1, "upgrade gen-durable")):
-        await sql("UPDATE {s}.migrations SET version = %s", version)
+        await sql("DELETE FROM {s}.migrations")
+        await sql("INSERT INTO {s}.migrations (version, name) VALUES (%s, 'other')", version)
         engine = build(noop)
         for start in (engine, engine.client()):
             with pytest.raises(SchemaVersionError, match=message) as caught:

@@ -15,7 +15,7 @@ from gen_durable import Backoff, Context, Done, Engine, Job, Machine, Next, Retr
 CASES: dict[str, tuple[Callable[[Any], Any], str, str]] = {
     "nothing": (lambda self: None, "InvalidOutcome", "returned None"),
     "a string": (lambda self: "ship", "InvalidOutcome", "returned 'ship'"),
-    "a class": (lambda self: Done, "InvalidOutcome", "Next, Retry, Sleep, Done or Stop"),
+    "a class": (lambda self: Done, "InvalidOutcome", "Next, Retry, Sleep, Await, Spawn, Done or Stop"),
     "a method": (lambda self: self.other, "InvalidOutcome", "returned <bound method"),
     "a list of outcomes": (lambda self: [Done()], "InvalidOutcome", "returned [Done"),
     "an unknown step": (lambda self: Next("ship"), "InvalidOutcome", "goes to 'ship', which is not a step"),

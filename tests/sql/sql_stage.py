@@ -23,13 +23,20 @@ def encode(value: Any) -> str:
 
 
 def outcome(id_: int, rev: int, op: int, **fields: Any) -> dict[str, Any]:
-    """One element of a commit's list, as the worker sends it; op 0 goes on, 1 goes back, 2 ends."""
+    """One element of a commit's list, as the worker sends it.
+
+    op 0 goes on, 1 goes back, 2 ends, 3 waits for a signal, 4 for its children.
+    """
     basic: dict[str, Any] = {"id": id_, "rev": rev, "op": op, "kind": 0, "ran": "one", "tried": 0, "took": 0.25}
     basic["history"] = 1
     if op == 1:
         basic |= {"step": "one", "attempt": 0, "crashes": 0, "delay": 0.0}
     elif op == 2:
         basic |= {"keep": 86400.0, "kind": 3}
+    elif op == 3:
+        basic |= {"step": "two", "attempt": 0, "crashes": 0, "awaits": ["go"], "kind": 7}
+    elif op == 4:
+        basic |= {"step": "two", "attempt": 0, "crashes": 0, "children": 1, "kind": 8}
     else:
         basic |= {"step": "two"}
     return basic | fields
@@ -88,16 +95,57 @@ class Stage:
         return await self.run("claiming/claim", on=on, worker=worker, wants=encode(listed))
 
     async def commit(
-        self, *outcomes: dict[str, Any], worker: int = 7, wake: list[str] | None = None, on: Connection | None = None
+        self,
+        *outcomes: dict[str, Any],
+        worker: int = 7,
+        wake: list[str] | None = None,
+        first: list[int] | None = None,
+        on: Connection | None = None,
     ) -> list[int]:
-        """The ids that were committed; each came with its next rev."""
+        """The ids that were committed; each came with its next rev. What waits is locked first, as the worker asks."""
+        waits = [given["id"] for given in outcomes if given["op"] > 2]
         rows = await self.run(
-            "committing/commit", on=on, worker=worker, outcomes=encode(list(outcomes)), wake=wake or []
+            "committing/commit",
+            on=on,
+            worker=worker,
+            outcomes=encode(list(outcomes)),
+            first=encode(sorted({*waits, *(first or ())})),
+            wake=wake or [],
         )
         revs = {given["id"]: given["rev"] for given in outcomes}
-        done = [row for row in rows if row[0] > 0]
-        assert all(rev == revs[id_] + 1 for id_, rev in done)
-        return sorted(id_ for id_, _ in done)
+        done = [row for row in rows if row[1] >= 0]
+        assert all(rev == revs[id_] + 1 for id_, rev, _ in done)
+        return sorted(id_ for id_, _, _ in done)
+
+    async def send(
+        self,
+        target: int | str,
+        name: str = "go",
+        payload: Any = None,
+        *,
+        dedup: str | None = None,
+        notify: bool = False,
+        on: Connection | None = None,
+    ) -> tuple[bool, bool] | None:
+        """Sends a signal: whether it is new and whether it woke its instance; None: there is none."""
+        rows = await self.run(
+            "signalling/send",
+            on=on,
+            id=target if isinstance(target, int) else None,
+            key=target if isinstance(target, str) else None,
+            name=name,
+            payload=None if payload is None else encode(payload),
+            dedup=dedup,
+            notify=notify,
+        )
+        return (rows[0][2], rows[0][3]) if rows else None
+
+    async def cancel(self, *ids: int, on: Connection | None = None) -> list[int]:
+        """The ids that were cancelled."""
+        rows = await self.run(
+            "steering/cancel", on=on, ids=encode(sorted(ids)), reason=encode({"type": "Cancelled"}), keep=True
+        )
+        return sorted(row[0] for row in rows if row[2] is not None)
 
     async def history(self, id_: int) -> list[Row]:
         """An instance's transitions: seq, outcome, step, attempt, took, worker, error, state."""

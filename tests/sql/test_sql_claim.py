@@ -71,12 +71,13 @@ async def test_a_claim_says_all_that_a_step_needs_and_marks_the_row(stage: Stage
     """R4: every claim gets a fresh token."""
     lane = await stage.lane()
     (id_,) = await stage.insert({"lane": lane, "state": {"n": 1}, "key": "k", "priority": 3, "step": "start"})
-    ((claimed, rev, got_lane, step, state, attempt, crashes, priority, key, due_at, inserted_at),) = await stage.claim(
-        (lane, 0, 1), worker=42
-    )
+    (
+        (claimed, rev, got_lane, step, state, attempt, crashes, priority, key, due_at, inserted_at, *waits),
+    ) = await stage.claim((lane, 0, 1), worker=42)
     assert (claimed, rev, got_lane, step, state) == (id_, 1, lane, "start", b'{"n": 1}')
     assert (attempt, crashes, priority, key) == (0, 0, 3, "k")
     assert due_at == inserted_at
+    assert waits == [None, None]
     assert await stage.row(id_, "status, worker, rev") == (2, 42, 1)
 
 

@@ -192,11 +192,12 @@ class Claimer(Service):
     def _deal(self, rows: list[Row], now: float, put_off: list[tuple[int, int]]) -> dict[LocalQueue, list[Held]]:
         got: dict[LocalQueue, list[Held]] = {}
         held_rows = self._held
-        for id_, rev, lane, step, state, attempt, crashes, priority, key, due_at, inserted_at in rows:
+        for id_, rev, lane, step, state, attempt, crashes, priority, key, due_at, inserted_at, parent, waits in rows:
             spec, queue = self.specs[lane]
             held = Held(
-                id_, rev, lane, step, state, attempt, crashes, priority, key, due_at, inserted_at, spec, queue, now
-            )
+                id_, rev, lane, step, state, attempt, crashes, priority, key, due_at, inserted_at, spec, queue, now,
+                parent, waits,
+            )  # fmt: skip
             if crashes and self._must_wait(held):
                 put_off.append((id_, rev))
                 continue

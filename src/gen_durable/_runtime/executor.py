@@ -8,23 +8,24 @@ import inspect
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor as Threads
 from contextvars import copy_context
 from typing import Any, Protocol
 
 import msgspec
 
-from gen_durable._runtime.held import Held
+from gen_durable._runtime.held import Held, InboxRow
 from gen_durable._runtime.isolate import isolated
-from gen_durable._runtime.record import BACK, END, ON, Record, error_json, reason_json
+from gen_durable._runtime.record import BACK, END, JOIN, ON, WAIT, Record, error_json, reason_json
+from gen_durable._store.inserting import NewInstance
 from gen_durable.codec import encode_value
 from gen_durable.config import Settings
-from gen_durable.context import Context
+from gen_durable.context import ChildResult, Context, Signal
 from gen_durable.errors import InvalidOutcome, InvalidState, StateDecodeError
 from gen_durable.events import Hooks, StepEvent, emit
 from gen_durable.machine import MachineSpec, StepSpec
-from gen_durable.outcome import KEEP, Cancel, Done, Next, Outcome, Retry, RetryAfter, Sleep, Stop
+from gen_durable.outcome import KEEP, Await, Cancel, Child, Done, Next, Outcome, Retry, RetryAfter, Sleep, Spawn, Stop
 from gen_durable.status import TransitionKind
 
 __all__ = ["Executor", "Outbox"]
@@ -46,6 +47,18 @@ class Outbox(Protocol):
 
     async def lane_of(self, spec: MachineSpec, queue: str) -> int:
         """The lane of a machine in another queue."""
+        ...
+
+    async def children_of(self, held: Held) -> list[ChildResult]:
+        """The children that a row has waited for; those that are left are cancelled first, where it said so."""
+        ...
+
+    async def prepare(self, children: tuple[Child, ...]) -> list[NewInstance]:
+        """The rows of children to be, checked.
+
+        Raises:
+            InvalidArgument: one of them can't be inserted.
+        """
         ...
 
 
@@ -94,21 +107,30 @@ class Executor:
         except (KeyboardInterrupt, GeneratorExit):
             raise
         except BaseException as raised:  # whatever a step raises is its outcome
-            if held.queue.cancelled and isinstance(raised, asyncio.CancelledError):
-                raise  # the worker's own: drain or death
+            if _is_ours(held, raised):
+                raise
             error = raised
             record = await self._failed(held, step, raised)
         self._hand_over(held, record, started, error)
 
+    async def refuse(self, held: Held, error: Exception) -> None:
+        """An outcome turned out to be impossible when it was committed: that is an error of its step."""
+        held.spawning = None
+        step = held.spec.steps[held.step]
+        self._hand_over(held, await self._failed(held, step, error), time.monotonic(), error)
+
     async def _call(self, held: Held, step: StepSpec, values: dict[str, Any]) -> tuple[Any, Any]:
         subject: Any = None
+        children: list[ChildResult] = []
+        if held.waits is not None and held.waits.left is not None:
+            children = await self._outbox.children_of(held)
         if step.is_function:
             if step.ctx_param is not None:
-                values[step.ctx_param] = self._context(held)
+                values[step.ctx_param] = self._context(held, children)
             call = functools.partial(step.func, **values)
         else:
             subject = held.spec.load(values)
-            call = functools.partial(step.func, subject, self._context(held))
+            call = functools.partial(step.func, subject, self._context(held, children))
         if step.timeout is None:
             return subject, await self._await(held, step.is_async, call)
         limit = asyncio.timeout(step.timeout)
@@ -130,8 +152,9 @@ class Executor:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, copy_context().run, call)
 
-    def _context(self, held: Held) -> Context:
+    def _context(self, held: Held, children: Sequence[ChildResult] = ()) -> Context:
         spec = held.spec
+        waits = held.waits
         return Context(
             id=held.id,
             key=held.key,
@@ -146,6 +169,10 @@ class Executor:
             due_at=held.due_at,
             worker=self._worker,
             client=self._client,
+            awaited=() if waits is None else _signals(waits.awaited()),
+            inbox=() if waits is None else _signals(waits.signals or ()),
+            timed_out=waits is not None and waits.timed_out,
+            children=children,
         )
 
     # What came back -------------------------------------------------------------------------------
@@ -166,7 +193,13 @@ class Executor:
                 return self._back(held, TransitionKind.RETRY, held.step, delay, held.attempt + 1, state)
             case Sleep(seconds=seconds, then=then):
                 self._check_step(held, then)
-                return self._back(held, TransitionKind.SLEEP, then, seconds, 0, state)
+                record = self._back(held, TransitionKind.SLEEP, then, seconds, 0, state)
+                record.signals = _handed(held)
+                return record
+            case Await():
+                return self._await_signal(held, outcome, state)
+            case Spawn():
+                return await self._spawn(held, outcome, state)
             case Stop(reason=reason):
                 record = self._end(held, TransitionKind.FAILED)
                 record.state, record.error = state, reason_json("Stop", reason)
@@ -174,7 +207,7 @@ class Executor:
             case _:
                 raise InvalidOutcome(
                     f"{held.spec.name}.{held.step} returned {_shown(outcome)}; a step returns an outcome: "
-                    "Next, Retry, Sleep, Done or Stop"
+                    "Next, Retry, Sleep, Await, Spawn, Done or Stop"
                 )
 
     def _state(self, held: Held, subject: Any) -> msgspec.Raw | None:
@@ -202,11 +235,33 @@ class Executor:
         moved = queue != held.queue.name
         urgency = held.priority if outcome.priority is KEEP else outcome.priority
         if not moved and urgency == held.priority and not outcome.delay and self._may_run_ahead(held, outcome.step):
-            return Record(held.id, held.rev, ON, outcome.step, state, kind=TransitionKind.NEXT)
+            return Record(held.id, held.rev, ON, outcome.step, state, kind=TransitionKind.NEXT, signals=_handed(held))
         record = self._back(held, TransitionKind.NEXT, outcome.step, outcome.delay or 0.0, 0, state)
+        record.signals = _handed(held)
         record.priority = urgency
         if moved:
             record.lane = await self._outbox.lane_of(held.spec, queue)
+        return record
+
+    def _await_signal(self, held: Held, outcome: Await, state: msgspec.Raw | None) -> Record:
+        self._check_step(held, outcome.then)
+        record = self._back(held, TransitionKind.AWAIT, outcome.then, outcome.timeout, 0, state)
+        record.op, record.awaits = WAIT, outcome.names
+        record.signals = _handed(held, new=True)
+        return record
+
+    async def _spawn(self, held: Held, outcome: Spawn, state: msgspec.Raw | None) -> Record:
+        self._check_step(held, outcome.then)
+        rows = await self._outbox.prepare(outcome.children)
+        number = ((held.waits and held.waits.spawn) or 0) + 1
+        for row in rows:
+            row.parent_id, row.parent_spawn = held.id, number
+        held.spawning = rows or None
+        record = self._back(held, TransitionKind.SPAWN, outcome.then, outcome.timeout, 0, state)
+        record.op, record.children = JOIN, outcome.join
+        record.spare = len(rows) - outcome.join if outcome.success else None
+        record.rest = outcome.cancel_rest or None
+        record.signals = _handed(held)
         return record
 
     def _may_run_ahead(self, held: Held, step: str) -> bool:
@@ -230,8 +285,8 @@ class Executor:
             except (KeyboardInterrupt, GeneratorExit):
                 raise
             except BaseException as second:  # a handler that fails ends the instance: no loop
-                if held.queue.cancelled and isinstance(second, asyncio.CancelledError):
-                    raise  # the worker's own: drain or death
+                if _is_ours(held, second):
+                    raise
                 if isinstance(second, Cancel):
                     return self._end(held, TransitionKind.CANCELLED, second)
                 if second is not error:  # the same error again: the handler leaves it to the policy
@@ -271,7 +326,7 @@ class Executor:
     # Records --------------------------------------------------------------------------------------
 
     def _back(
-        self, held: Held, kind: TransitionKind, step: str, delay: float, attempt: int, state: msgspec.Raw | None
+        self, held: Held, kind: TransitionKind, step: str, delay: float | None, attempt: int, state: msgspec.Raw | None
     ) -> Record:
         # A worker's death counts against a step until it is done.
         crashes = held.crashes if kind is TransitionKind.RETRY else 0
@@ -321,6 +376,22 @@ class Executor:
     def max_crashes(self, spec: MachineSpec) -> int:
         """How many deaths of workers in one step fail an instance."""
         return self._settings.max_crashes if spec.max_crashes is None else spec.max_crashes
+
+
+def _is_ours(held: Held, error: BaseException) -> bool:
+    """Whether it is the worker that ends a run: by drain or death, or because its instance was cancelled."""
+    return isinstance(error, asyncio.CancelledError) and (held.queue.cancelled or held.gone)
+
+
+def _signals(rows: Iterable[InboxRow]) -> list[Signal]:
+    return [Signal(row.id, row.name, row.payload, row.sent_at) for row in rows]
+
+
+def _handed(held: Held, *, new: bool = False) -> list[int] | None:
+    """The signals that the step was handed in ``ctx.awaited`` (``new``: only those that no step was handed before)."""
+    if held.waits is None:
+        return None
+    return [row.id for row in held.waits.awaited() if not (new and row.status)] or None
 
 
 def _outcome(held: Held, step: StepSpec, returned: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import msgspec
@@ -13,9 +13,10 @@ import psycopg
 
 from gen_durable._runtime.held import Held
 from gen_durable._runtime.link import Link, LinkDown
-from gen_durable._runtime.record import BACK, END, ON, Record, encode_records, error_json
-from gen_durable._store.operation import Catalog, Request, Row
-from gen_durable.errors import InvalidState
+from gen_durable._runtime.record import END, ON, WAIT, Record, encode_records, error_json
+from gen_durable._store.inserting import insert_all
+from gen_durable._store.operation import Catalog, Operation, Request, Row
+from gen_durable.errors import DuplicateInstance, InvalidState
 from gen_durable.events import CommitEvent, Hooks, StaleEvent, emit
 from gen_durable.status import Status
 
@@ -25,6 +26,7 @@ log = logging.getLogger("gen_durable")
 
 BATCH = 1000
 BATCH_BYTES = 4_000_000
+FAMILY = 2000  # children that are inserted in one transaction, unless one outcome has more
 LONGEST_PAUSE = 5.0
 _REFUSALS = (
     psycopg.DataError,
@@ -45,6 +47,12 @@ class Settled(Protocol):
 
     def left(self, held: Held, record: Record | None) -> None:
         """The claim has ended: committed with this record, or taken away (None)."""
+
+    def refused(self, held: Held, error: DuplicateInstance) -> None:
+        """Its outcome can't be committed, and nothing of it was: the claim stays, and another outcome will come."""
+
+    def awake(self, lanes: set[int]) -> None:
+        """A commit has woken rows of these lanes: a join has opened, or a signal was there already."""
 
     def wake_list(self, batch: list[Entry]) -> list[str]:
         """The queues whose other workers are to be told about rows that go back."""
@@ -97,7 +105,14 @@ class Flusher:
                 batch = self._next_batch()
                 # Rows are locked in id order.
                 batch.sort(key=lambda entry: entry[0].id)
-                await self._commit(batch)
+                # The outcomes that insert children take several statements; the others need not wait for them.
+                families = [entry for entry in batch if entry[0].spawning]
+                if families:
+                    batch = [entry for entry in batch if not entry[0].spawning]
+                if batch:
+                    await self._commit(batch)
+                for family in _by_size(families):
+                    await self._commit(family)
             self._idle.set()
 
     def _next_batch(self) -> list[Entry]:
@@ -121,6 +136,12 @@ class Flusher:
             try:
                 committed = await self._send(batch, wake)
                 break
+            except DuplicateInstance as error:
+                if len(batch) > 1:
+                    await self._halves(batch, in_doubt=in_doubt)
+                else:
+                    self._settled.refused(batch[0][0], error)
+                return
             except LinkDown:
                 # Sent, and no answer: it may be there or not. Sending it again does no harm, because the fence refuses
                 # what is there already; what is refused now is looked up. In halves, should it have been too much.
@@ -158,9 +179,30 @@ class Flusher:
                 self._settled.left(entry[0], None)
 
     async def _send(self, batch: list[Entry], wake: list[str]) -> set[Fence]:
-        outcomes = encode_records([record for _, record in batch]).decode()
-        request = self._sql["committing/commit"].bind(worker=self._worker, outcomes=outcomes, wake=wake)
-        return {(id_, rev - 1) for id_, rev in await self._link.fetch(request)}
+        request = self._sql["committing/commit"].bind(
+            worker=self._worker,
+            outcomes=encode_records([record for _, record in batch]).decode(),
+            first=msgspec.json.encode(_locked_first(batch)).decode(),
+            wake=wake,
+        )
+        if batch[0][0].spawning:
+            rows = await self._link.together(self._with_children(request, batch))
+        else:
+            rows = await self._link.fetch(request)
+        if lanes := {lane for _, _, lane in rows if lane is not None}:
+            self._settled.awake(lanes)
+        return {(id_, rev - 1) for id_, rev, _ in rows if rev >= 0}
+
+    def _with_children(self, request: Request, batch: list[Entry]) -> Operation[list[Row]]:
+        """The commit and, in its transaction, the children of the rows whose claim still held."""
+        rows = yield request
+        parked = {(id_, rev - 1) for id_, rev, _ in rows if rev >= 0}
+        children = [child for entry in batch if _fence(entry) in parked for child in entry[0].spawning or ()]
+        placed, _ = yield from insert_all(self._sql, children, together=True)
+        for place, child in zip(placed, children, strict=True):
+            if place.duplicate:
+                raise DuplicateInstance(child.key or "", place.id)
+        return rows
 
     async def _halves(self, batch: list[Entry], *, in_doubt: bool) -> None:
         middle = len(batch) // 2
@@ -187,7 +229,7 @@ class Flusher:
         places = {row[0]: row[1:] for row in await self._ask(self._sql["committing/locate"].bind(ids=ids))}
         there = {_fence(entry) for entry in entries if self._is_there(places.get(entry[0].id), *entry)}
         # A row that went back may have been claimed again before we looked.
-        back = [{"id": held.id, "rev": held.rev} for held, record in entries if record.op == BACK]
+        back = [{"id": held.id, "rev": held.rev} for held, record in entries if record.op not in (ON, END)]
         if back:
             claims = msgspec.json.encode(back).decode()
             there.update(await self._ask(self._sql["committing/noted"].bind(worker=self._worker, claims=claims)))
@@ -211,7 +253,7 @@ class Flusher:
             return status == Status.EXECUTING and worker == self._worker
         if record.op == END:
             return status == record.kind + 3 and worker == self._worker
-        return status in (Status.RUNNABLE, Status.SCHEDULED)
+        return status <= Status.SCHEDULED or Status.AWAITING_SIGNAL <= status <= Status.AWAITING_CHILDREN
 
     def _settle(self, held: Held, record: Record) -> None:
         self._refused_once.discard((held.id, held.rev))
@@ -224,6 +266,8 @@ class Flusher:
         held.chain_steps += 1
         if record.state is not None:
             held.raw = bytes(record.state)
+        if held.waits is not None:
+            held.waits.progress()
         self._settled.goes_on(held)
 
     def _account(self, committed: int, stale: list[Entry], took: float) -> None:
@@ -232,6 +276,8 @@ class Flusher:
         if self._hooks.commit:
             emit(self._hooks.commit, CommitEvent(size=committed, stale=len(stale), took=took))
         for held, _ in stale:
+            if held.gone:  # cancelled: that was the point
+                continue
             log.warning(
                 "instance %d, step %r: its outcome was refused, because the claim had been taken away",
                 held.id,
@@ -243,3 +289,29 @@ class Flusher:
 
 def _fence(entry: Entry) -> Fence:
     return entry[0].id, entry[0].rev
+
+
+def _by_size(families: list[Entry]) -> Iterator[list[Entry]]:
+    """Groups of outcomes with children, each of some thousand children at most, or of a single outcome."""
+    group: list[Entry] = []
+    size = 0
+    for entry in families:
+        count = len(entry[0].spawning or ())
+        if group and size + count > FAMILY:
+            yield group
+            group, size = [], 0
+        group.append(entry)
+        size += count
+    if group:
+        yield group
+
+
+def _locked_first(batch: list[Entry]) -> list[int]:
+    """The rows in which two commits can meet, or a commit and a signal that it has to see: see ``commit.sql``."""
+    first = set()
+    for held, record in batch:
+        if held.parent_id is not None:
+            first.add(held.parent_id if record.op == END else held.id)
+        if record.op == WAIT or (held.waits is not None and held.waits.spawn is not None):
+            first.add(held.id)
+    return sorted(first)

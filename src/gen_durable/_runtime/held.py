@@ -9,11 +9,59 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Any
 
+import msgspec
+
+from gen_durable._store.inserting import NewInstance
 from gen_durable.machine import MachineSpec
 
-__all__ = ["Held", "LocalQueue"]
+__all__ = ["Held", "LocalQueue", "Waits"]
 
 SLICE = 0.005
+
+
+class InboxRow(msgspec.Struct):
+    """A signal as ``claim.sql`` gives it; ``status`` is 0 for one that no step was handed, else 1."""
+
+    id: int
+    status: int
+    sent_at: datetime
+    name: str
+    payload: Any
+
+
+class Waits(msgspec.Struct):
+    """What a claimed row has waited for: the last column of ``claim.sql``."""
+
+    awaits: list[str] | None = None
+    spawn: int | None = None
+    left: int | None = None
+    spare: int | None = None
+    rest: bool | None = None
+    signals: list[InboxRow] | None = None
+
+    def awaited(self) -> list[InboxRow]:
+        """The signals of the names that it waited for, oldest first."""
+        names = self.awaits
+        return [row for row in self.signals or () if row.name in names] if names is not None else []
+
+    @property
+    def timed_out(self) -> bool:
+        """Whether it was its timeout that woke it.
+
+        Of an await: what is awake without a new signal. Of a join: what is awake and was not to open.
+        """
+        if self.awaits is not None:
+            return all(row.status for row in self.awaited())
+        return self.left is not None and self.left > 0 and not (self.spare is not None and self.spare < 0)
+
+    def progress(self) -> None:
+        """Its step has gone on under the same claim: what it was handed is consumed, and it waits for nothing."""
+        gone = {row.id for row in self.awaited()}
+        self.signals = [row for row in self.signals or () if row.id not in gone]
+        self.awaits = self.left = self.spare = self.rest = None
+
+
+decode_waits = msgspec.json.Decoder(Waits).decode
 
 
 class Held:
@@ -30,17 +78,22 @@ class Held:
         "chain_steps",
         "crashes",
         "due_at",
+        "gone",
         "id",
         "inserted_at",
         "key",
         "lane",
+        "parent_id",
         "priority",
         "queue",
         "raw",
         "rev",
+        "spawning",
         "spec",
         "step",
+        "task",
         "values",
+        "waits",
     )
 
     def __init__(
@@ -59,6 +112,8 @@ class Held:
         spec: MachineSpec,
         queue: LocalQueue,
         buffered_at: float,
+        parent_id: int | None = None,
+        waits: bytes | None = None,
     ) -> None:
         self.id = id
         self.rev = rev
@@ -77,6 +132,11 @@ class Held:
         self.values: dict[str, Any] | None = None
         self.chain_steps = 0
         self.chain_since = buffered_at
+        self.parent_id = parent_id
+        self.waits: Waits | None = None if waits is None else decode_waits(waits)
+        self.spawning: list[NewInstance] | None = None  # the children that its outcome inserts
+        self.task: asyncio.Task[None] | None = None  # that runs it
+        self.gone = False  # it was cancelled: what comes of it is dropped
 
 
 class LocalQueue:
@@ -156,10 +216,12 @@ class LocalQueue:
                 held = buffer.popleft()
                 self.running += 1
                 self.started += 1
+                held.task = task
                 try:
                     await self._run(held)
                 finally:
                     self.running -= 1
+                    held.task = None
                 if task.cancelling():
                     return  # it was cancelled and went on, or its step cancelled it: another takes its place
                 if not self.empty and (not buffer or self.load * 2 <= self.concurrency + self.ahead):

@@ -10,9 +10,9 @@ import msgspec
 
 from gen_durable.status import TransitionKind
 
-__all__ = ["BACK", "END", "ON", "Record", "encode_records", "error_json", "reason_json"]
+__all__ = ["BACK", "END", "JOIN", "ON", "WAIT", "Record", "encode_records", "error_json", "reason_json"]
 
-ON, BACK, END = 0, 1, 2
+ON, BACK, END, WAIT, JOIN = range(5)
 MESSAGE_CHARACTERS = 2_000
 TRACEBACK_CHARACTERS = 8_000
 
@@ -40,11 +40,16 @@ class Record(msgspec.Struct, omit_defaults=True):
     tried: int = 0
     took: float | None = None
     history: int = 1
+    signals: list[int] | None = None
+    awaits: tuple[str, ...] | None = None
+    children: int | None = None
+    spare: int | None = None
+    rest: bool | None = None
 
     def fail(self, error: dict[str, Any], keep: float) -> None:
         """Turns the record into one that ends the instance as failed: for an outcome that the database refuses."""
         self.op, self.kind = END, int(TransitionKind.FAILED)
-        self.state = self.result = self.step = None
+        self.state = self.result = self.step = self.signals = self.awaits = self.children = None
         self.error, self.keep = error, None if math.isinf(keep) else keep
 
 

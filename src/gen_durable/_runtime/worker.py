@@ -20,12 +20,14 @@ from gen_durable._runtime.link import Link, LinkDown
 from gen_durable._runtime.maintenance import Pruner, Reaper, Timers
 from gen_durable._runtime.record import BACK, END, Record
 from gen_durable._runtime.threads import DaemonThreads
-from gen_durable._store.inserting import LaneKey, ensure_lanes
+from gen_durable._store.inserting import LaneKey, NewInstance, ensure_lanes
 from gen_durable._store.operation import Catalog, drive
 from gen_durable.config import Settings
-from gen_durable.errors import DatabaseError, DatabaseUnreachable
+from gen_durable.context import ChildResult
+from gen_durable.errors import DatabaseError, DatabaseUnreachable, DuplicateInstance
 from gen_durable.events import DrainEvent, Hooks, emit
 from gen_durable.machine import MachineSpec
+from gen_durable.outcome import Child
 
 __all__ = ["Worker"]
 
@@ -287,10 +289,21 @@ class Worker(Listener):
             self._timers.wake()
         elif kind == "q":
             self._claimer.announce(name)
+        elif kind == "c":
+            worker, _, instance = name.partition(":")
+            if worker == str(self.id):
+                self.cancelled(int(instance))
+        elif kind == "e":
+            self._client._ended(int(name))
         else:
             self._timers.wake()
             self._claimer.announce(None)
             self.lanes_changed()
+
+    @property
+    def hears(self) -> bool:
+        """Whether notifications reach it."""
+        return hasattr(self, "_control") and self._control.listening
 
     def lanes_changed(self) -> None:
         """There are new lanes."""
@@ -356,13 +369,61 @@ class Worker(Listener):
             return
         if record.op == END:
             self._client._ended(held.id)
-        elif record.op == BACK:
+        elif record.op != BACK:
+            if record.delay is not None:
+                self._timers.expect(record.delay)
+        else:
             while self._untold:
                 self._client._bell.later(self._untold.pop())
             if record.delay:
                 self._timers.expect(record.delay)
             else:
                 self._claimer.announce(self._queue_of_lane[record.lane] if record.lane else held.queue.name)
+
+    def refused(self, held: Held, error: DuplicateInstance) -> None:
+        """A child's key is taken: the step gets that as its error."""
+        task = asyncio.create_task(self._executor.refuse(held, error), name="gen_durable refused outcome")
+        self._learning.add(task)
+        task.add_done_callback(self._learning.discard)
+
+    def awake(self, lanes: set[int]) -> None:
+        """A commit has woken rows of these lanes."""
+        for lane in lanes:
+            if lane in self._claimer.specs:
+                self._claimer.announce(self._claimer.specs[lane][1].name)
+
+    async def children_of(self, held: Held) -> list[ChildResult]:
+        """The children that a row has waited for; those that are left are cancelled first, where it said so."""
+        assert held.waits is not None
+        assert held.waits.spawn is not None
+        while True:
+            try:
+                if held.waits.rest:
+                    await self._client._cancel_children(held.id, held.waits.spawn)
+                return await self._client._children(held.id, held.waits.spawn)  # type: ignore[no-any-return]
+            except DatabaseUnreachable:
+                await asyncio.sleep(AGAIN_SECONDS)
+
+    async def prepare(self, children: tuple[Child, ...]) -> list[NewInstance]:
+        """The rows of children to be, checked."""
+        while True:
+            try:
+                return await self._client._prepare(children)  # type: ignore[no-any-return]
+            except DatabaseUnreachable:
+                await asyncio.sleep(AGAIN_SECONDS)
+
+    def cancelled(self, instance_id: int) -> None:
+        """Somebody has cancelled an instance that this worker holds: its run is of no more use."""
+        held = self._held.get(instance_id)
+        if held is None:
+            return
+        held.gone = True
+        self._claimer.forget(held)
+        self._left.set()
+        if held.task is not None:
+            held.task.cancel()
+        elif held in held.queue.buffer:
+            held.queue.buffer.remove(held)
 
     def wake_list(self, batch: list[Entry]) -> list[str]:
         """The queues whose other workers should hear that rows went back: those that this one has no room for."""

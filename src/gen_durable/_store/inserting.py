@@ -10,7 +10,7 @@ import msgspec
 
 from gen_durable._store.operation import Catalog, Operation
 
-__all__ = ["Inserting", "Lane", "LaneKey", "NewInstance", "Placed", "ensure_lanes", "insert_all"]
+__all__ = ["Inserting", "Lane", "LaneKey", "NewInstance", "Placed", "ensure_lanes", "insert_all", "replace_or_insert"]
 
 CHUNK_ROWS = 2000
 CHUNK_BYTES = 4_000_000
@@ -37,6 +37,10 @@ class NewInstance(msgspec.Struct, omit_defaults=True):
     priority: int = 0
     delay: float | None = None
     at: datetime | None = None
+    scope: int | None = None
+    own_id: int | None = None
+    parent_id: int | None = None
+    parent_spawn: int | None = None
 
 
 class Placed(NamedTuple):
@@ -86,7 +90,7 @@ def insert_all(
 
     A row whose key is held by a live instance is not inserted. Each statement inserts in key order, so that two callers
     with the same keys can't deadlock; where all statements of the call share a transaction (``together``), the rows go
-    in key order over all of them, and get their ids so.
+    in key order over all of them, with ids in the order given all the same.
     """
     told = notify
     placed: dict[int, Placed] = {}
@@ -94,12 +98,15 @@ def insert_all(
     waiting: list[tuple[int, NewInstance]] = []
     repeats: list[tuple[int, int]] = []  # told apart here: the first may have ended before the second is inserted
     for place, row in enumerate(rows):
-        first = place if row.key is None else firsts.setdefault(row.key, place)
+        first = place if row.key is None or row.scope == 0 else firsts.setdefault(row.key, place)
         if first == place:
             waiting.append((place, row))
         else:
             repeats.append((place, first))
-    if together:
+    if together and any(row.key is not None for row in rows):
+        drawn = yield sql["inserting/ids"].bind(count=len(rows))
+        for row, (own_id,) in zip(rows, drawn, strict=True):
+            row.own_id = own_id
         waiting.sort(key=lambda item: (item[1].key or "").encode())
     while waiting:
         again: list[tuple[int, NewInstance]] = []
@@ -128,3 +135,21 @@ def insert_all(
         waiting = again
     placed |= {place: Placed(placed[first].id, duplicate=True) for place, first in repeats}
     return Inserting([placed[place] for place in range(len(rows))], told)
+
+
+def replace_or_insert(sql: Catalog, row: NewInstance, *, notify: bool = True, soon: float = 60.0) -> Operation[Placed]:
+    """Inserts a row, or puts it in the place of one that waits under its key and was never claimed."""
+    while True:
+        answer = yield sql["inserting/replace"].bind(row=_encode([row]).decode(), notify=notify, soon=soon)
+        if answer:
+            return Placed(answer[0][0], duplicate=False)
+        inserted = yield from insert_all(sql, [row], notify=notify, soon=soon)
+        if not inserted.placed[0].duplicate:
+            return inserted.placed[0]
+        # It was claimed, or came in between: replace it if that was it.
+        answer = yield sql["inserting/replace"].bind(row=_encode([row]).decode(), notify=notify, soon=soon)
+        if answer:
+            return Placed(answer[0][0], duplicate=False)
+        held = yield sql["inserting/holders"].bind(keys=_encode([row.key]).decode())
+        if held:
+            return Placed(held[0][1], duplicate=True)

@@ -38,6 +38,9 @@ def _snapshot(row: Row) -> Snapshot:
         inserted_at=row[16],
         updated_at=row[17],
         finished_at=row[18],
+        awaits=row[19],
+        children_left=row[20],
+        parent_id=row[21],
     )
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from gen_durable.client.handle import Handle, Inserted
-from gen_durable.client.inserting import BulkItem, InsertingCalls
+from gen_durable.client.inserting import BulkItem
 from gen_durable.client.steering import SteeringCalls
 
 __all__ = ["BulkItem", "Client", "Handle", "Inserted"]
 
 
-class Client(InsertingCalls, SteeringCalls):
+class Client(SteeringCalls):
     """The calls. An :class:`gen_durable.Engine` is one; it is open between ``async with``'s begin and end."""

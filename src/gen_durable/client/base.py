@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gen_durable._bell import Bell
+from gen_durable._ear import Ear
 from gen_durable._session import Session
 from gen_durable._store.inserting import LaneKey, ensure_lanes
 from gen_durable._store.operation import catalog
@@ -22,6 +23,12 @@ __all__ = ["Base", "check_target"]
 class _LocalWorker:
     """What the client needs of the worker in the same process; see ``_runtime.worker``."""
 
+    id: int
+
+    def awake(self, lanes: set[int]) -> None:
+        """Rows of these lanes were woken."""
+        raise NotImplementedError
+
     def takes(self, queue: str, count: int) -> bool:
         """Whether it would start so many rows of the queue at once."""
         raise NotImplementedError
@@ -34,6 +41,15 @@ class _LocalWorker:
         """There are new lanes."""
         raise NotImplementedError
 
+    def cancelled(self, instance_id: int) -> None:
+        """An instance that it holds was cancelled."""
+        raise NotImplementedError
+
+    @property
+    def hears(self) -> bool:
+        """Whether notifications reach it."""
+        raise NotImplementedError
+
 
 class Base:
     """The state behind the calls; each kind of call is a class of its own, and ``Client`` is all of them."""
@@ -43,15 +59,24 @@ class Base:
         self._sql = catalog(settings.schema)
         self._session = Session(settings)
         self._bell = Bell(self._session, self._sql)
+        self._ear = Ear(settings, self._sql, self._ended)
         self._lanes: dict[LaneKey, int] = {}
         self._known_queues: set[str] = {*settings.queues, *(spec.queue for spec in settings.machines)}
         self._waiters: dict[int, set[asyncio.Event]] = {}
         self._local: Any = None  # the worker in this process
 
     async def _close(self) -> None:
+        await self._ear.close()
         await self._bell.close()
         await self._session.close()
         for events in self._waiters.values():
+            for event in events:
+                event.set()
+
+    def _ended(self, instance_id: int | None) -> None:
+        """An instance has ended that somebody may wait for (None: any may have)."""
+        known = [self._waiters.get(instance_id, set())] if instance_id is not None else list(self._waiters.values())
+        for events in known:
             for event in events:
                 event.set()
 

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import builtins
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal, TypeAlias
 
 import msgspec
 
-from gen_durable._store.inserting import LaneKey, NewInstance, insert_all
+from gen_durable._store.inserting import LaneKey, NewInstance, insert_all, replace_or_insert
 from gen_durable.client.handle import Handle, Inserted
 from gen_durable.client.waiting import WaitingCalls
 from gen_durable.config import LONGEST_POLL
 from gen_durable.errors import ConfigurationError, DuplicateInstance, InvalidArgument, InvalidState
 from gen_durable.machine import Machine, MachineSpec, spec_of
-from gen_durable.outcome import check_name, check_priority, check_seconds
+from gen_durable.outcome import Child, check_name, check_priority, check_seconds
+from gen_durable.status import Status
 
 __all__ = ["BulkItem", "InsertingCalls"]
 
-Conflict: TypeAlias = Literal["raise", "existing"]
+Conflict: TypeAlias = Literal["raise", "existing", "replace"]
+
+AT_A_TIME = 500  # children that are checked without a pause
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,7 @@ class BulkItem:
     priority: int | None = None
     delay: float | timedelta | None = None
     at: datetime | None = None
+    scope: Iterable[str] | None = None
 
 
 class InsertingCalls(WaitingCalls):
@@ -50,29 +55,38 @@ class InsertingCalls(WaitingCalls):
         delay: float | timedelta | None = None,
         at: datetime | None = None,
         on_conflict: Conflict = "raise",
+        scope: Iterable[str] | None = None,
     ) -> Handle:
         """Inserts a machine or a bound job; it is there, durably, when this returns.
 
         Args:
             instance: ``Checkout(order=42)`` or ``send_welcome.bind(user_id=7)``.
-            key: its business identity, at most 512 bytes: at most one live instance has it.
+            key: its business identity, at most 512 bytes: at most one instance in its ``scope`` has it.
             queue: another queue than its machine's.
             priority: −32768 to 32767, lower first; by default its machine's.
             delay: seconds (or a timedelta) until it is due, by the database's clock.
             at: when it is due: an aware datetime. Give one of ``delay`` and ``at``.
-            on_conflict: what to do when the key is taken: ``"raise"``, or give the ``"existing"`` one's handle.
+            on_conflict: what to do when the key is taken: ``"raise"``, or give the ``"existing"`` one's handle, or
+                ``"replace"`` it where it waits and no worker has ever taken it: it gets the new state, machine, queue,
+                priority and time, and keeps its id.
+            scope: the statuses in which the instance holds its key. By default every one that is not terminal, which
+                ``"live"`` stands for; ``("live", "done")`` keeps it taken while the row of a done one exists; ``()`` is
+                no uniqueness, and the key only an address (of the newest).
 
         Raises:
-            DuplicateInstance: the key is taken (and ``on_conflict`` is ``"raise"``).
+            DuplicateInstance: the key is taken (and ``on_conflict`` does not help).
             InvalidState: the state can't be stored.
             InvalidArgument: another argument is wrong; nothing was written.
             DatabaseUnreachable: no connection, or it broke.
         """
-        if on_conflict not in ("raise", "existing"):
-            raise InvalidArgument(f'on_conflict={on_conflict!r}: use "raise" or "existing"')
-        item = BulkItem(instance, key, queue, priority, delay, at)
-        (inserted,) = await self.insert_many([item])
-        if inserted.duplicate and on_conflict == "raise":
+        if on_conflict not in ("raise", "existing", "replace"):
+            raise InvalidArgument(f'on_conflict={on_conflict!r}: use "raise", "existing" or "replace"')
+        item = BulkItem(instance, key, queue, priority, delay, at, scope)
+        if on_conflict == "replace":
+            inserted = await self._replace(item)
+        else:
+            (inserted,) = await self.insert_many([item])
+        if inserted.duplicate and on_conflict != "existing":
             assert key is not None
             raise DuplicateInstance(key, inserted.id)
         return inserted.handle
@@ -114,6 +128,29 @@ class InsertingCalls(WaitingCalls):
             for (spec, _, row), place in zip(checked, placed, strict=True)
         ]
 
+    async def _replace(self, item: BulkItem) -> Inserted:
+        spec, lane, row = self._check(item)
+        if row.key is None or row.scope == 0:
+            raise InvalidArgument('on_conflict="replace" needs a key with a scope: what would it replace?')
+        row.lane = (await self._lanes_for({lane: spec}))[lane]
+        place = await self._session.call(replace_or_insert(self._sql, row, soon=LONGEST_POLL))
+        if self._local is not None:
+            self._local.inserted({lane.queue}, row.delay or (None if row.at is None else 0.0))
+        return Inserted(Handle(place.id, row.key, spec.name, self), place.duplicate)
+
+    async def _prepare(self, children: Sequence[Child]) -> builtins.list[NewInstance]:
+        """The rows of a spawn's children, checked."""
+        checked = []
+        for number, child in enumerate(children, 1):
+            item = BulkItem(child.instance, child.key, child.queue, child.priority, child.delay, child.at)
+            checked.append(self._check(item))
+            if number % AT_A_TIME == 0:
+                await asyncio.sleep(0)  # others get their turn
+        lanes = await self._lanes_for({lane: spec for spec, lane, _ in checked})
+        for _, lane, row in checked:
+            row.lane = lanes[lane]
+        return [row for _, _, row in checked]
+
     def _check(self, item: BulkItem) -> tuple[MachineSpec, LaneKey, NewInstance]:
         try:
             spec = spec_of(item.instance)
@@ -144,11 +181,31 @@ class InsertingCalls(WaitingCalls):
             spec.priority if item.priority is None else check_priority(item.priority, "priority"),
             None if item.delay is None else check_seconds(item.delay, "delay"),
             _check_at(item.at),
+            None if item.scope is None else _check_scope(item.scope),
         )
         if row.delay is not None and row.at is not None:
             raise InvalidArgument(f"delay={item.delay!r} and at={item.at!r} were both given: give one of them")
         queue = spec.queue if item.queue is None else check_name(item.queue, "queue")
         return spec, LaneKey(queue, spec.name, spec.version), row
+
+
+def _check_scope(scope: Iterable[str]) -> int | None:
+    """A key's scope as a number: None is the live statuses, 0 no status, else a bit for each terminal one besides."""
+    labels = {scope} if isinstance(scope, str) else set(scope)
+    live = {status.label for status in Status if not status.terminal}
+    terminal = {status.label: 1 << status for status in Status if status.terminal}
+    if unknown := labels - live - terminal.keys() - {"live"}:
+        raise InvalidArgument(
+            f'scope has {sorted(unknown)[0]!r}, which is no status; use "live", {", ".join(sorted(terminal))}, or ()'
+        )
+    if labels and "live" not in labels and not live <= labels:
+        raise InvalidArgument(
+            f"scope={sorted(labels)!r}: a key is held while its instance is live, or not at all; "
+            f'add "live", or use () for a key without uniqueness'
+        )
+    if not labels:
+        return 0
+    return sum(terminal.get(label, 0) for label in labels) or None
 
 
 def _check_at(at: datetime | None) -> datetime | None:

@@ -1,16 +1,82 @@
-"""Steering queues."""
+"""Steering instances and queues."""
 
 from __future__ import annotations
 
-from gen_durable._store import reading
-from gen_durable.client.base import Base
+import msgspec
+import psycopg
+
+from gen_durable._store import reading, steering
+from gen_durable.client.base import check_target
+from gen_durable.client.signalling import SignallingCalls
+from gen_durable.context import ChildResult
+from gen_durable.errors import DuplicateInstance, InvalidArgument
 from gen_durable.outcome import check_name
 
 __all__ = ["SteeringCalls"]
 
 
-class SteeringCalls(Base):
-    """``pause_queue`` and ``resume_queue``."""
+class SteeringCalls(SignallingCalls):
+    """``cancel``, ``retry``, ``pause_queue`` and ``resume_queue``."""
+
+    async def cancel(self, target: int | str, *, cascade: bool = False, reason: str = "cancelled") -> bool:
+        """Ends an instance as ``cancelled``, whatever it does: waiting, parked, or running.
+
+        It has ended when this returns. A step that runs is cancelled, wherever its worker is; what comes of it all the
+        same is refused. (A plain function in a thread can't be stopped: it runs on, and its outcome is refused.)
+
+        Args:
+            target: id or key.
+            cascade: cancel its live children too, and theirs, in the same transaction; also of an instance that has
+                ended already.
+            reason: recorded as its error's message.
+
+        Returns:
+            Whether it was live; False where it had ended already.
+
+        Raises:
+            NoSuchInstance: there is none.
+            InvalidArgument: an argument is wrong.
+            DatabaseUnreachable: no connection, or it broke: it may have been cancelled.
+        """
+        if not isinstance(cascade, bool):
+            raise InvalidArgument(f"cascade={cascade!r}: use True or False")
+        error = _reason(reason)
+        found = await self.get(check_target(target))
+        if found.terminal and not cascade:
+            return False
+        operation = steering.cancel_all(self._sql, [found.id], error, keep=self._keeps_history, cascade=cascade)
+        run = self._session.together if cascade else self._session.call
+        done: steering.Cancelled = await run(operation)
+        self._settle_cancel(done)
+        return found.id in done.ids
+
+    async def retry(self, target: int | str) -> None:
+        """Runs a failed or cancelled instance again, from the step at which it ended and with the state it had.
+
+        Its attempts count from 0 again; its inbox is empty; its history goes on.
+
+        Args:
+            target: id or key (the instance of that key that ended last).
+
+        Raises:
+            NoSuchInstance: there is none, or its retention has passed.
+            DuplicateInstance: another instance has taken its key meanwhile.
+            InvalidArgument: it is neither failed nor cancelled.
+        """
+        found = await self.get(check_target(target))
+        try:
+            lane: int | None = await self._session.call(steering.bring_back(self._sql, found.id))
+        except psycopg.errors.UniqueViolation:
+            held = await self._session.fetch(
+                self._sql["inserting/holders"].bind(keys=msgspec.json.encode([found.key]).decode())
+            )
+            raise DuplicateInstance(found.key or "", held[0][1] if held else found.id) from None
+        if lane is None:
+            raise InvalidArgument(
+                f"instance {found.id} is {found.status}: only a failed or cancelled one can be retried"
+            )
+        if self._local is not None:
+            self._local.inserted({found.queue}, None)
 
     async def pause_queue(self, queue: str) -> None:
         """Stops claims from a queue in the whole cluster; steps that run go on to their end.
@@ -31,3 +97,33 @@ class SteeringCalls(Base):
     async def _set_paused(self, queue: str, paused: bool) -> None:
         await self._check_queues({check_name(queue, "queue")})
         await self._session.call(reading.set_paused(self._sql, queue, paused))
+
+    # What the worker asks for ---------------------------------------------------------------------
+
+    async def _children(self, parent: int, spawn: int) -> list[ChildResult]:
+        listed: list[ChildResult] = await self._session.call(steering.children(self._sql, parent, spawn))
+        return listed
+
+    async def _cancel_children(self, parent: int, spawn: int) -> None:
+        error = _reason(f"the join of instance {parent} opened without it")
+        operation = steering.cancel_children(self._sql, parent, spawn, error, keep=self._keeps_history)
+        self._settle_cancel(await self._session.call(operation))
+
+    @property
+    def _keeps_history(self) -> bool:
+        return self._settings.history != "off"
+
+    def _settle_cancel(self, done: steering.Cancelled) -> None:
+        """The worker of this process hears of it at once, not by notification."""
+        for instance_id, worker in done.ids.items():
+            self._ended(instance_id)
+            if worker is not None and self._local is not None and worker == self._local.id:
+                self._local.cancelled(instance_id)
+        if self._local is not None:
+            self._local.awake(done.lanes)
+
+
+def _reason(reason: object) -> bytes:
+    if not isinstance(reason, str) or not reason:
+        raise InvalidArgument(f"reason={reason!r}: give a text")
+    return msgspec.json.encode({"type": "Cancelled", "message": check_name(reason[:500], "reason")})

@@ -15,7 +15,9 @@ from gen_durable.snapshot import Snapshot
 
 __all__ = ["WaitingCalls"]
 
-FIRST_LOOK, LONGEST_LOOK = 0.02, 0.5
+FIRST_LOOK = 0.01  # an end in this process, or a quick one elsewhere, needs nothing more
+LONGEST_LOOK = 5.0
+LONGEST_DEAF_LOOK = 0.5  # where notifications can't be received
 AWAY_SECONDS = 60.0
 
 
@@ -42,6 +44,7 @@ class WaitingCalls(ReadingCalls):
         waiters = self._waiters.setdefault(found.id, set())
         waiters.add(event)
         pause = FIRST_LOOK
+        watched = False
         heard_at = time.monotonic()
         try:
             while True:
@@ -55,21 +58,28 @@ class WaitingCalls(ReadingCalls):
                 if found.terminal:
                     return _outcome_of(found)
                 remaining = until - time.monotonic()
+                if remaining > 0 and not watched and pause > FIRST_LOOK:
+                    watched = True
+                    await self._watch(found.id)
+                    continue
                 if remaining <= 0:
                     raise StillRunning(found.id, found.status, limit or 0.0)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(min(pause, remaining)):
                         await event.wait()
-                pause = min(pause * 1.5, LONGEST_LOOK)
+                heard = watched and (self._ear.hears or (self._local is not None and self._local.hears))
+                pause = LONGEST_LOOK if heard else min(pause * 1.5, LONGEST_DEAF_LOOK)
         finally:
             waiters.discard(event)
             if not waiters:
                 self._waiters.pop(found.id, None)
 
-    def _ended(self, instance_id: int) -> None:
-        """The worker of this process has committed an instance's end."""
-        for event in self._waiters.get(instance_id, ()):
-            event.set()
+    async def _watch(self, instance_id: int) -> None:
+        """Asks to be told of an instance's end, wherever it comes about; look again after this."""
+        if self._local is None or not self._local.hears:
+            await self._ear.open(self._session.url)
+        with contextlib.suppress(DatabaseUnreachable):  # then it is found by looking
+            await self._session.fetch(self._sql["reading/watch"].bind(id=instance_id))
 
 
 def _outcome_of(found: Snapshot) -> Any:

@@ -4,8 +4,10 @@
 --   queue ("pool", a number of the worker's own) that each belongs to, how many rows that queue has room for, and
 --   whether the lane is the only one of its pool (then its rows need no merging).
 -- Locks: the picked rows FOR NO KEY UPDATE SKIP LOCKED, in index order; it never waits for a row.
+-- Answer: the rows; the last column is null but for a row with an inbox, an await or a spawn: {awaits, spawn, left, spare,
+--   rest, signals}. A signal that woke the row is in it, because it committed with the wake-up.
 -- Index: instances_ready, once per lane; rows that are not due, parked, blocked, executing or terminal are not in it;
---   workers' primary key.
+--   workers' primary key; signals' primary key.
 -- Guard: SKIP LOCKED under the status filter: of two workers that race for a row one gets it, the other passes by. The
 --   new rev is the claim's fencing token. A worker that is not in the workers table gets nothing: one that was declared
 --   dead and has not heard of it would lose each row to the reaper again, at the price of a crash.
@@ -51,4 +53,21 @@ UPDATE {schema}.instances i
 SET status = 2, worker = %(worker)s::int, rev = i.rev + 1, updated_at = {clock}
 FROM picked p
 WHERE i.id >= p.id AND i.id <= p.id
-RETURNING i.id, i.rev, i.lane, i.step, i.state, i.attempt, i.crashes, i.priority, i.key, i.due_at, i.inserted_at
+RETURNING i.id, i.rev, i.lane, i.step, i.state, i.attempt, i.crashes, i.priority, i.key, i.due_at, i.inserted_at,
+    i.parent_id,
+    CASE
+        WHEN i.inbox IS NOT NULL OR i.awaits IS NOT NULL OR i.spawn IS NOT NULL
+        THEN jsonb_build_object(
+            'awaits', i.awaits, 'spawn', i.spawn, 'left', i.children_left, 'spare', i.children_spare,
+            'rest', i.cancel_rest,
+            'signals', (
+                SELECT jsonb_agg(
+                    jsonb_build_object(
+                        'id', s.id, 'status', s.status, 'sent_at', s.sent_at, 'name', s.name, 'payload', s.payload
+                    ) ORDER BY s.id
+                )
+                FROM {schema}.signals s
+                WHERE s.instance_id = i.id AND s.status < 2
+            )
+        )
+    END

@@ -1,77 +1,121 @@
--- Commits a batch of outcomes: each row goes on, goes back to its queue, or ends, with its history, in one statement.
+-- Commits a batch of outcomes: each row goes on, goes back, waits, or ends, with all that follows, in one statement.
 --
 -- Parameters: worker; outcomes, a JSON list sorted by id (fields below; "op" 0 goes on under the same claim, 1 goes back
---   to the queue or to sleep, 2 ends); wake, the queues to notify (text[]).
--- Locks: each row of the batch once, in id order within each kind. A row is never in two batches that can both match:
---   a stale outcome's rev does not match and takes no lock.
+--   to the queue or to sleep, 2 ends, 3 waits for a signal, 4 waits for its children); first, a sorted JSON list of the
+--   ids that are locked before everything else: the parents of rows that end, and of the batch's own rows those that have
+--   spawned, that wait for a signal, or that are children and do not end; wake, the queues to notify (text[]).
+-- Locks: first the rows of "first" in id order; then each other row of the batch once, in id order within each kind.
+--   A row is never in two batches that can both match: a stale outcome's rev does not match and takes no lock. Two batches
+--   meet only in rows of "first", and there in one order; what else may hold a row (a signal, a cancel) holds no other
+--   that it would wait for.
 -- Index: primary key; see claim.sql for the form of the condition. A row that goes on changes no indexed column (HOT).
--- Guard: the claim's rev and worker. What does not match is not in the answer.
--- Answer: id and new rev of each row that was committed (and, with an id below zero, how many notifications went out).
+--   signals' primary key, for rows that have an inbox.
+-- Guard: the claim's rev and worker. What does not match is not in the answer. A row that waits for a signal looks into
+--   its inbox under its lock ("awake"): a signal that committed before is seen, one that comes later sees it wait.
+--   A join counts only while its parent waits for this very spawn.
+-- Answer: (id, new rev, lane) of each row that was committed, the lane only where it can run again at once; (id, -1, lane)
+--   of each parent whose join opened; (how many notifications went out and inboxes
+--   were emptied, -2, null) if any.
 -- The transition that ends an instance needs no row of its own: the terminal row says all of it (its "took" is set then).
--- A terminal row's bucket is its day of expiry where it is kept between a day and 31 days, else "infinity".
-WITH o AS MATERIALIZED (
+WITH locked AS MATERIALIZED (
+    SELECT i.id
+    FROM jsonb_array_elements_text(%(first)s::jsonb) AS f
+    JOIN {schema}.instances i ON i.id = ANY (ARRAY[f::bigint])
+    FOR NO KEY UPDATE OF i
+),
+o AS MATERIALIZED (
     SELECT g.id, g.rev, coalesce(g.op, 2::smallint) AS op, g.step, g.state, g.lane, g.priority, g.delay, g.attempt,
         g.crashes, g.result, g.keep, g.error, coalesce(g.kind, 3::smallint) AS kind, g.ran, coalesce(g.tried, 0) AS tried,
-        g.took, coalesce(g.history, 1::smallint) AS history
-    FROM json_to_recordset(%(outcomes)s::json) AS g (
+        g.took, coalesce(g.history, 1::smallint) AS history, g.signals, g.awaits, g.children, g.spare, g.rest,
+        CASE WHEN g.op = 3 THEN {schema}.has_new_signal(g.id, g.awaits, coalesce(g.signals, ARRAY[]::bigint[])) END AS awake
+    FROM (SELECT count(*) FROM locked) AS before  -- everything below comes after the locks
+    CROSS JOIN json_to_recordset(%(outcomes)s::json) AS g (
         id bigint, rev bigint, op smallint,                     -- absent: 2
         step text, state jsonb,                                 -- absent: unchanged
-        lane int, priority smallint, delay double precision,    -- of what goes back
+        lane int, priority smallint, delay double precision,    -- of what goes back; delay absent in 3 and 4: no deadline
         attempt int, crashes smallint,
         result jsonb, keep double precision,                    -- of what ends; keep absent: for ever
         error jsonb,
         kind smallint, ran text, tried int, took real,          -- absent: 3 (done), the row's step, 0
-        history smallint                                        -- 0 off, 1 (or absent) steps, 2 with the state
+        history smallint,                                       -- 0 off, 1 (or absent) steps, 2 with the state
+        signals bigint[],                                       -- that the step was handed: marked in 3, else consumed
+        awaits text[], children int, spare int, rest boolean    -- of what waits
     )
 ),
 went_on AS (
     UPDATE {schema}.instances i
     SET step = o.step, state = coalesce(o.state, i.state), rev = i.rev + 1, attempt = 0, crashes = 0, error = o.error,
-        updated_at = {clock}
+        awaits = NULL, children_left = NULL, children_spare = NULL, cancel_rest = NULL, updated_at = {clock}
     FROM o
     WHERE o.op = 0 AND i.id >= o.id AND i.id <= o.id AND i.rev = o.rev AND i.worker = %(worker)s::int
-    RETURNING i.id, i.rev, i.state, o.kind, o.ran, o.tried, o.took, o.error, o.history
+    RETURNING i.id, i.rev, NULL::int AS lane, i.state, o.kind, o.ran, o.tried, o.took, o.error, o.history, o.signals
 ),
 went_back AS (
     UPDATE {schema}.instances i
-    SET status = CASE WHEN o.delay > 0 THEN 1 ELSE 0 END, worker = NULL, rev = i.rev + 1,
-        due_at = {clock} + make_interval(secs => coalesce(o.delay, 0)),
+    SET status = CASE
+            WHEN o.op = 1 THEN CASE WHEN o.delay > 0 THEN 1 ELSE 0 END
+            WHEN o.op = 3 THEN CASE WHEN o.awake THEN 0 ELSE 3 END
+            ELSE CASE WHEN o.children > 0 THEN 4 ELSE 0 END
+        END,
+        worker = NULL, rev = i.rev + 1,
+        due_at = CASE
+            WHEN o.op = 1 THEN {clock} + make_interval(secs => coalesce(o.delay, 0))
+            WHEN o.awake OR o.children = 0 THEN {clock}
+            ELSE coalesce({clock} + make_interval(secs => o.delay), 'infinity')
+        END,
         lane = coalesce(o.lane, i.lane), priority = coalesce(o.priority, i.priority),
         step = o.step, state = coalesce(o.state, i.state), attempt = o.attempt, crashes = o.crashes,
-        error = o.error, updated_at = {clock}
+        error = o.error, updated_at = {clock},
+        awaits = CASE WHEN o.op = 3 THEN o.awaits WHEN o.kind = 1 THEN i.awaits END,
+        spawn = CASE WHEN o.op = 4 THEN coalesce(i.spawn, 0) + 1 ELSE i.spawn END,
+        children_left = CASE WHEN o.op = 4 THEN o.children WHEN o.kind = 1 THEN i.children_left END,
+        children_spare = CASE WHEN o.op = 4 THEN o.spare WHEN o.kind = 1 THEN i.children_spare END,
+        cancel_rest = CASE WHEN o.op = 4 THEN o.rest WHEN o.kind = 1 THEN i.cancel_rest END
     FROM o
-    WHERE o.op = 1 AND i.id >= o.id AND i.id <= o.id AND i.rev = o.rev AND i.worker = %(worker)s::int
-    RETURNING i.id, i.rev, i.state, o.kind, o.ran, o.tried, o.took, o.error, o.history
+    WHERE o.op IN (1, 3, 4) AND i.id >= o.id AND i.id <= o.id AND i.rev = o.rev AND i.worker = %(worker)s::int
+    RETURNING i.id, i.rev, CASE WHEN o.op > 1 AND i.status = 0 THEN i.lane END AS lane, i.state, o.kind, o.ran, o.tried,
+        o.took, o.error, o.history, CASE WHEN o.kind <> 1 THEN o.signals END AS signals
 ),
 ended AS (
     DELETE FROM {schema}.instances i
     USING o
     WHERE o.op = 2 AND i.id >= o.id AND i.id <= o.id AND i.rev = o.rev AND i.worker = %(worker)s::int
     RETURNING i.id, i.rev + 1 AS rev, coalesce(o.state, i.state) AS state, i.inserted_at, i.lane, i.crashes, i.priority,
-        i.key, o.result, o.keep, o.error, o.kind, coalesce(o.ran, i.step) AS ran, o.tried, o.took, o.history,
+        i.key, i.scope, i.inbox, i.watched, i.parent_id, i.parent_spawn, i.spawn,
+        o.result, o.keep, o.error, o.kind, coalesce(o.ran, i.step) AS ran, o.tried, o.took, o.history,
         o.history = 1 AND (o.kind > 3 OR o.error IS NULL) AS speaks  -- its last transition is the terminal row itself
 ),
 buried AS (
     INSERT INTO {schema}.finished (
         id, rev, inserted_at, finished_at, expires_at, bucket, lane, worker, attempt, crashes, status, priority, step,
-        key, state, result, error, took
+        key, state, result, error, took, scope, parent_id, parent_spawn, spawn
     )
-    SELECT e.id, e.rev, e.inserted_at, {clock}, x.expires_at,
-        CASE WHEN e.keep BETWEEN 86400 AND 2678400 THEN (x.expires_at AT TIME ZONE 'UTC')::date ELSE 'infinity' END,
+    SELECT e.id, e.rev, e.inserted_at, {clock}, x.expires_at, {schema}.bucket_of(e.keep, x.expires_at),
         e.lane, %(worker)s::int, e.tried, e.crashes,
         e.kind + 3, e.priority, e.ran, e.key, e.state, e.result, CASE WHEN e.kind > 3 THEN e.error END,
-        CASE WHEN e.speaks THEN e.took END
+        CASE WHEN e.speaks THEN e.took END, e.scope, e.parent_id, e.parent_spawn, e.spawn
     FROM ended e
     CROSS JOIN LATERAL (
         SELECT coalesce({clock} + make_interval(secs => e.keep), 'infinity') AS expires_at
     ) x
 ),
-done AS (
-    SELECT w.id, w.rev, w.state, w.kind, w.ran, w.tried, w.took, w.error, w.history FROM went_on w
+reserved AS (
+    INSERT INTO {schema}.instances (id, due_at, inserted_at, updated_at, lane, status, step, key, scope, state)
+    SELECT e.id, coalesce({clock} + make_interval(secs => e.keep), 'infinity'), e.inserted_at, {clock}, e.lane, 9,
+        e.ran, e.key, e.scope, jsonb_build_object()
+    FROM ended e
+    WHERE (e.scope >> (e.kind + 3)) & 1 = 1
+),
+cleared AS MATERIALIZED (
+    SELECT {schema}.clear_inbox(e.id) FROM ended e WHERE e.inbox IS NOT NULL
+),
+done AS MATERIALIZED (
+    SELECT w.id, w.rev, w.lane, w.state, w.kind, w.ran, w.tried, w.took, w.error, w.history, w.signals FROM went_on w
     UNION ALL
-    SELECT b.id, b.rev, b.state, b.kind, b.ran, b.tried, b.took, b.error, b.history FROM went_back b
+    SELECT b.id, b.rev, b.lane, b.state, b.kind, b.ran, b.tried, b.took, b.error, b.history, b.signals FROM went_back b
     UNION ALL
-    SELECT e.id, e.rev, e.state, e.kind, e.ran, e.tried, e.took, e.error, CASE WHEN e.speaks THEN 0 ELSE e.history END
+    SELECT e.id, e.rev, NULL, e.state, e.kind, e.ran, e.tried, e.took, e.error,
+        CASE WHEN e.speaks THEN 0 ELSE e.history END, NULL
     FROM ended e
 ),
 noted AS (
@@ -81,9 +125,60 @@ noted AS (
     FROM done d
     WHERE d.history > 0
 ),
+handed AS MATERIALIZED (
+    SELECT d.id AS instance_id, s AS id, CASE WHEN d.kind = 7 THEN 1 ELSE 2 END AS status
+    FROM done d CROSS JOIN LATERAL unnest(d.signals) AS s
+    WHERE d.signals IS NOT NULL
+),
+consumed AS (
+    DELETE FROM {schema}.signals s
+    USING handed h
+    WHERE h.status = 2 AND s.instance_id = h.instance_id AND s.id = h.id AND s.dedup_key IS NULL
+),
+marked AS (
+    UPDATE {schema}.signals s
+    SET status = h.status, payload = CASE WHEN h.status = 1 THEN s.payload END
+    FROM handed h
+    WHERE s.instance_id = h.instance_id AND s.id = h.id AND (h.status = 1 OR s.dedup_key IS NOT NULL)
+),
+counted AS MATERIALIZED (
+    SELECT e.parent_id, e.parent_spawn, count(*) AS ends, count(*) FILTER (WHERE e.kind = 3) AS good
+    FROM ended e
+    WHERE e.parent_id IS NOT NULL
+    GROUP BY 1, 2
+),
+joined AS (
+    UPDATE {schema}.instances p
+    SET status = CASE
+            WHEN {schema}.join_opens(p.children_left, p.children_spare, c.ends, c.good) THEN 0 ELSE 4
+        END,
+        due_at = CASE
+            WHEN {schema}.join_opens(p.children_left, p.children_spare, c.ends, c.good) THEN {clock} ELSE p.due_at
+        END,
+        children_left = p.children_left - CASE WHEN p.children_spare IS NULL THEN c.ends ELSE c.good END,
+        children_spare = p.children_spare - (c.ends - c.good)
+    FROM counted c
+    WHERE p.id = ANY (ARRAY[c.parent_id]) AND p.status = 4 AND p.spawn = c.parent_spawn
+    RETURNING p.id, p.status, p.lane
+),
 told AS (
-    SELECT pg_notify('{channel}', 'q:' || q) FROM unnest(%(wake)s::text[]) AS q
+    SELECT pg_notify('{channel}', m.message)
+    FROM (
+        SELECT 'q:' || q AS message FROM unnest(%(wake)s::text[]) AS q
+        UNION
+        SELECT 'q:' || l.queue
+        FROM (
+            SELECT j.lane FROM joined j WHERE j.status = 0 UNION SELECT d.lane FROM done d WHERE d.lane IS NOT NULL
+        ) a
+        JOIN {schema}.lanes l ON l.id = a.lane
+        UNION
+        SELECT 'e:' || e.id FROM ended e WHERE e.watched
+    ) m
 )
-SELECT d.id, d.rev FROM done d
+SELECT d.id, d.rev, d.lane FROM done d
 UNION ALL
-SELECT -count(*), 0 FROM told HAVING count(*) > 0
+SELECT j.id, -1, j.lane FROM joined j WHERE j.status = 0
+UNION ALL
+SELECT e.effects, -2, NULL
+FROM (SELECT (SELECT count(*) FROM told) + (SELECT count(*) FROM cleared) AS effects) e
+WHERE e.effects > 0

@@ -1,8 +1,8 @@
--- The live instances that hold the given keys.
+-- The instances that hold the given keys: live ones, and ended ones whose key is reserved.
 --
 -- Parameters: keys, a JSON list of keys.
 -- Locks: none.
 -- Index: instances_key; see claim.sql for the form of the condition.
 SELECT i.key, i.id
 FROM jsonb_array_elements_text(%(keys)s::jsonb) AS k
-JOIN {schema}.instances i ON i.key = ANY (ARRAY[k])
+JOIN {schema}.instances i ON i.key = ANY (ARRAY[k]) AND i.scope IS DISTINCT FROM 0

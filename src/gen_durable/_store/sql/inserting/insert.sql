@@ -5,28 +5,31 @@
 -- Locks: the new rows, in key order, so that two calls with the same keys in opposite orders can't deadlock; it waits for
 --   another transaction that is just inserting the same key.
 -- Index: instances_key decides about duplicates.
--- Guard: the unique index.
+-- Guard: the unique index. A reservation of the key (status 9) is in it too; a row of scope 0 collides with nothing.
 -- Answer: (place in the list from 1, id or null for a duplicate); a row with an unknown lane is missing from it.
 WITH given AS MATERIALIZED (
-    SELECT nextval('{schema}.instances_id_seq') AS id, g.*,
+    SELECT coalesce(g.own_id, nextval('{schema}.instances_id_seq')) AS id, g.*,
         coalesce(g.at, {clock} + make_interval(secs => coalesce(g.delay, 0))) AS due_at
     FROM ROWS FROM (
         json_to_recordset(%(rows)s::json) AS (
-            lane int, step text, state jsonb, key text, priority smallint, delay double precision, at timestamptz
+            lane int, step text, state jsonb, key text, priority smallint, delay double precision, at timestamptz,
+            scope smallint, own_id bigint, parent_id bigint, parent_spawn int
         )
-    ) WITH ORDINALITY AS g (lane, step, state, key, priority, delay, at, place)
+    ) WITH ORDINALITY AS g (
+        lane, step, state, key, priority, delay, at, scope, own_id, parent_id, parent_spawn, place
+    )
     JOIN {schema}.lanes l ON l.id = g.lane
     ORDER BY g.place  -- ids are drawn in the order of the list, however the lanes are looked up
 ),
 fresh AS (
     INSERT INTO {schema}.instances (
-        id, due_at, inserted_at, updated_at, lane, status, priority, step, key, state
+        id, due_at, inserted_at, updated_at, lane, status, priority, step, key, scope, parent_id, parent_spawn, state
     )
     SELECT g.id, g.due_at, {clock}, {clock}, g.lane, CASE WHEN g.due_at > {clock} THEN 1 ELSE 0 END,
-        coalesce(g.priority, 0), g.step, g.key, g.state
+        coalesce(g.priority, 0), g.step, g.key, g.scope, g.parent_id, g.parent_spawn, g.state
     FROM given g
     ORDER BY g.key COLLATE "C", g.id
-    ON CONFLICT (key) WHERE key IS NOT NULL DO NOTHING
+    ON CONFLICT (key, (CASE WHEN scope = 0 THEN id ELSE 0 END)) WHERE key IS NOT NULL DO NOTHING
     RETURNING id, lane, status, due_at
 ),
 told AS (

@@ -8,11 +8,12 @@
 --   starts there.
 WITH live AS MATERIALIZED (
     SELECT i.id, l.machine, l.version, l.queue, i.step, i.status, i.priority, i.attempt, i.crashes, i.key, i.state,
-        NULL::jsonb AS result, i.error, i.worker, i.rev, i.due_at, i.inserted_at, i.updated_at,
-        NULL::timestamptz AS finished_at
+        NULL::jsonb AS result, i.error, i.worker, i.rev, nullif(i.due_at, 'infinity') AS due_at, i.inserted_at,
+        i.updated_at, NULL::timestamptz AS finished_at, CASE WHEN i.status = 3 THEN i.awaits END AS awaits,
+        CASE WHEN i.status = 4 THEN i.children_left END AS children_left, i.parent_id
     FROM {schema}.instances i
     CROSS JOIN LATERAL (SELECT n.machine, n.version, n.queue FROM {schema}.lanes n WHERE n.id = i.lane OFFSET 0) l
-    WHERE i.id < coalesce(%(before)s::bigint, 9223372036854775807)
+    WHERE i.status < 9 AND i.id < coalesce(%(before)s::bigint, 9223372036854775807)
         AND (%(machine)s::text IS NULL OR l.machine = %(machine)s::text)
         AND (%(queue)s::text IS NULL OR l.queue = %(queue)s::text)
         AND (%(statuses)s::smallint[] IS NULL OR i.status = ANY (%(statuses)s::smallint[]))
@@ -23,7 +24,7 @@ WITH live AS MATERIALIZED (
 ended AS MATERIALIZED (
     SELECT f.id, l.machine, l.version, l.queue, f.step, f.status, f.priority, f.attempt, f.crashes, f.key, f.state,
         f.result, f.error, f.worker, f.rev, NULL::timestamptz AS due_at, f.inserted_at, f.finished_at AS updated_at,
-        f.finished_at
+        f.finished_at, NULL::text[] AS awaits, NULL::int AS children_left, f.parent_id
     FROM {schema}.finished f
     CROSS JOIN LATERAL (SELECT n.machine, n.version, n.queue FROM {schema}.lanes n WHERE n.id = f.lane OFFSET 0) l
     WHERE f.id < coalesce(%(before)s::bigint, 9223372036854775807)

@@ -1,0 +1,33 @@
+-- Replaces what waits under a key and was never claimed, by a new row's content; its id stays.
+--
+-- Parameters: row, a JSON list of one (fields as in insert.sql); notify; soon, as in insert.sql.
+-- Locks: the row; it waits for a claim in progress.
+-- Index: instances_key; see claim.sql for the form of the condition.
+-- Guard: status and rev, read under the lock: a row that was claimed, or is a child that its parent waits for, stays.
+-- Answer: the id; no row where nothing was replaced.
+WITH given AS MATERIALIZED (
+    SELECT g.*, coalesce(g.at, {clock} + make_interval(secs => coalesce(g.delay, 0))) AS due_at
+    FROM json_to_recordset(%(row)s::json) AS g (
+        lane int, step text, state jsonb, key text, priority smallint, delay double precision, at timestamptz, scope smallint
+    )
+),
+replaced AS (
+    UPDATE {schema}.instances i
+    SET lane = g.lane, step = g.step, state = g.state, priority = coalesce(g.priority, 0), scope = g.scope,
+        due_at = g.due_at, status = CASE WHEN g.due_at > {clock} THEN 1 ELSE 0 END, updated_at = {clock}
+    FROM given g
+    WHERE i.key = ANY (ARRAY[g.key]) AND i.status IN (0, 1) AND i.rev = 0 AND i.scope IS DISTINCT FROM 0
+        AND i.parent_id IS NULL
+    RETURNING i.id, i.lane, i.status, i.due_at
+),
+told AS (
+    SELECT pg_notify('{channel}', t.message)
+    FROM (
+        SELECT 'q:' || l.queue AS message FROM replaced r JOIN {schema}.lanes l ON l.id = r.lane WHERE r.status = 0
+        UNION ALL
+        SELECT 't:' FROM replaced r
+        WHERE r.status = 1 AND r.due_at < {clock} + make_interval(secs => %(soon)s::float8)
+    ) t
+    WHERE %(notify)s::boolean
+)
+SELECT r.id, (SELECT count(*) FROM told) FROM replaced r

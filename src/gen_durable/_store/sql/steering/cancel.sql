@@ -1,0 +1,95 @@
+-- Cancels live instances, whatever they do: they end here and now, and who runs one of them is told to stop.
+--
+-- Parameters: ids, a sorted JSON list; reason, the stored error (JSON); keep, whether to write history.
+-- Locks: the rows and their parents' rows, all in id order (a parent's id is below its children's). It waits for a commit
+--   in progress.
+-- Index: the primary key; see claim.sql for the form of the condition. signals' primary key.
+-- Guard: the rows' locks. A commit that came first has moved the row on or ended it; one that comes later finds no row
+--   under its rev.
+-- Answer: (id, worker, machine, lane) of each that was cancelled; (id, null, null, lane) of each parent whose join opened;
+--   (how many notifications went out and inboxes were emptied, null, null, null) if any.
+WITH given AS MATERIALIZED (
+    SELECT g::bigint AS id FROM jsonb_array_elements_text(%(ids)s::jsonb) AS g
+),
+family AS MATERIALIZED (
+    SELECT g.id FROM given g
+    UNION
+    SELECT i.parent_id FROM given g JOIN {schema}.instances i ON i.id = ANY (ARRAY[g.id]) WHERE i.parent_id IS NOT NULL
+    ORDER BY 1
+),
+locked AS MATERIALIZED (
+    SELECT i.id
+    FROM family f
+    JOIN {schema}.instances i ON i.id = ANY (ARRAY[f.id])
+    FOR NO KEY UPDATE OF i
+),
+gone AS (
+    DELETE FROM {schema}.instances i
+    USING given g, (SELECT count(*) FROM locked) AS before
+    WHERE i.id = ANY (ARRAY[g.id]) AND i.status < 9
+    RETURNING i.*
+),
+placed AS MATERIALIZED (
+    SELECT g.*, l.machine, l.retention,
+        coalesce({clock} + make_interval(secs => l.retention), 'infinity') AS expires_at
+    FROM gone g
+    JOIN {schema}.lanes l ON l.id = g.lane
+),
+buried AS (
+    INSERT INTO {schema}.finished (
+        id, rev, inserted_at, finished_at, expires_at, bucket, lane, worker, attempt, crashes, status, priority, step,
+        key, state, error, scope, parent_id, parent_spawn, spawn
+    )
+    SELECT p.id, p.rev + 1, p.inserted_at, {clock}, p.expires_at, {schema}.bucket_of(p.retention, p.expires_at), p.lane,
+        p.worker, p.attempt, p.crashes, 8, p.priority, p.step, p.key, p.state, %(reason)s::jsonb, p.scope, p.parent_id,
+        p.parent_spawn, p.spawn
+    FROM placed p
+),
+reserved AS (
+    INSERT INTO {schema}.instances (id, due_at, inserted_at, updated_at, lane, status, step, key, scope, state)
+    SELECT p.id, p.expires_at, p.inserted_at, {clock}, p.lane, 9, p.step, p.key, p.scope, jsonb_build_object()
+    FROM placed p
+    WHERE (p.scope >> 8) & 1 = 1
+),
+cleared AS MATERIALIZED (
+    SELECT {schema}.clear_inbox(p.id) FROM placed p WHERE p.inbox IS NOT NULL
+),
+noted AS (
+    INSERT INTO {schema}.transitions (instance_id, seq, at, attempt, outcome, step, error)
+    SELECT p.id, p.rev + 1, {clock}, p.attempt, 5, p.step, %(reason)s::jsonb FROM placed p WHERE %(keep)s::boolean
+),
+counted AS MATERIALIZED (
+    SELECT p.parent_id, p.parent_spawn, count(*) AS ends
+    FROM placed p
+    WHERE p.parent_id IS NOT NULL AND p.parent_id NOT IN (SELECT g.id FROM given g)
+    GROUP BY 1, 2
+),
+joined AS (
+    UPDATE {schema}.instances p
+    SET status = CASE WHEN {schema}.join_opens(p.children_left, p.children_spare, c.ends, 0) THEN 0 ELSE 4 END,
+        due_at = CASE
+            WHEN {schema}.join_opens(p.children_left, p.children_spare, c.ends, 0) THEN {clock} ELSE p.due_at
+        END,
+        children_left = p.children_left - CASE WHEN p.children_spare IS NULL THEN c.ends ELSE 0 END,
+        children_spare = p.children_spare - c.ends
+    FROM counted c
+    WHERE p.id = ANY (ARRAY[c.parent_id]) AND p.status = 4 AND p.spawn = c.parent_spawn
+    RETURNING p.id, p.status, p.lane
+),
+told AS (
+    SELECT pg_notify('{channel}', m.message)
+    FROM (
+        SELECT 'q:' || l.queue AS message FROM joined j JOIN {schema}.lanes l ON l.id = j.lane WHERE j.status = 0
+        UNION
+        SELECT 'c:' || p.worker || ':' || p.id FROM placed p WHERE p.worker IS NOT NULL
+        UNION
+        SELECT 'e:' || p.id FROM placed p WHERE p.watched
+    ) m
+)
+SELECT p.id, p.worker, p.machine, p.lane FROM placed p
+UNION ALL
+SELECT j.id, NULL, NULL, j.lane FROM joined j WHERE j.status = 0
+UNION ALL
+SELECT e.effects, NULL, NULL, NULL
+FROM (SELECT (SELECT count(*) FROM told) + (SELECT count(*) FROM cleared) AS effects) e
+WHERE e.effects > 0

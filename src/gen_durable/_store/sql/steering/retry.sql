@@ -1,0 +1,53 @@
+-- Brings a failed or cancelled instance back, to run again from the step at which it ended.
+--
+-- Parameters: id.
+-- Locks: its parent's row, the terminal row, then the new row; it waits for another that is just taking its key.
+-- Index: finished_id, the primary key, instances_key.
+-- Guard: the terminal row's deletion: of two retries one finds it. Its reservation of the key, if any, becomes the row. A
+--   join that still waits for its spawn counts it as live again.
+-- Answer: (id, lane, notifications), or no row: there is no failed or cancelled instance of this id. A key that another
+--   instance has taken meanwhile is a unique violation.
+WITH kin AS MATERIALIZED (
+    SELECT p.id
+    FROM {schema}.finished f
+    JOIN {schema}.instances p ON p.id = ANY (ARRAY[f.parent_id])
+    WHERE f.id = %(id)s::bigint AND p.status = 4
+    FOR NO KEY UPDATE OF p
+),
+gone AS (
+    DELETE FROM {schema}.finished f
+    USING (SELECT count(*) FROM kin) AS before
+    WHERE f.id = %(id)s::bigint AND f.status IN (7, 8)
+    RETURNING f.*
+),
+back AS (
+    INSERT INTO {schema}.instances AS i (
+        id, rev, due_at, inserted_at, updated_at, lane, status, priority, step, key, state, error, scope, parent_id,
+        parent_spawn, spawn
+    )
+    SELECT g.id, g.rev + 1, {clock}, g.inserted_at, {clock}, g.lane, 0, g.priority, g.step, g.key, g.state, g.error,
+        g.scope, g.parent_id, g.parent_spawn, g.spawn
+    FROM gone g
+    ON CONFLICT (id) DO UPDATE
+    SET rev = EXCLUDED.rev, due_at = EXCLUDED.due_at, status = 0, priority = EXCLUDED.priority, state = EXCLUDED.state,
+        error = EXCLUDED.error, updated_at = EXCLUDED.updated_at, parent_id = EXCLUDED.parent_id,
+        parent_spawn = EXCLUDED.parent_spawn, spawn = EXCLUDED.spawn
+    WHERE i.status = 9
+    RETURNING i.id, i.lane
+),
+noted AS (
+    INSERT INTO {schema}.transitions (instance_id, seq, at, worker, attempt, outcome, took, step, error)
+    SELECT g.id, g.rev, g.finished_at, g.worker, g.attempt, g.status - 3, g.took, g.step, g.error
+    FROM gone g WHERE g.took IS NOT NULL
+),
+uncounted AS (
+    UPDATE {schema}.instances p
+    SET children_left = p.children_left + CASE WHEN p.children_spare IS NULL THEN 1 ELSE 0 END,
+        children_spare = p.children_spare + 1
+    FROM gone g
+    WHERE p.id = ANY (ARRAY[g.parent_id]) AND p.status = 4 AND p.spawn = g.parent_spawn
+),
+told AS (
+    SELECT pg_notify('{channel}', 'q:' || l.queue) FROM back b JOIN {schema}.lanes l ON l.id = b.lane
+)
+SELECT b.id, b.lane, (SELECT count(*) FROM told) FROM back b

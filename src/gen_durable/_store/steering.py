@@ -1,0 +1,88 @@
+"""Operations that steer instances: cancel, retry."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+
+from gen_durable._store.operation import Catalog, Operation
+from gen_durable.context import ChildResult
+from gen_durable.status import Status
+
+__all__ = ["Cancelled", "bring_back", "cancel_all", "cancel_children", "children"]
+
+BATCH = 1000
+
+
+class Cancelled(NamedTuple):
+    """What a cancel did: the instances that ended, each with the worker that ran it, and the lanes of woken parents."""
+
+    ids: dict[int, int | None]
+    lanes: set[int]
+
+
+def cancel_all(
+    sql: Catalog, ids: list[int], reason: bytes, *, keep: bool, cascade: bool = False
+) -> Operation[Cancelled]:
+    """Cancels the live ones of some instances, and (``cascade``) what they have spawned, and so on.
+
+    With ``cascade`` it is to be run in one transaction. Parents go before their children, so that none is woken by the
+    end of a child that goes with it.
+    """
+    done = Cancelled({}, set())
+    level = sorted(ids)
+    while level:
+        for start in range(0, len(level), BATCH):
+            part = msgspec.json.encode(level[start : start + BATCH]).decode()
+            rows = yield sql["steering/cancel"].bind(ids=part, reason=reason.decode(), keep=keep)
+            done.ids.update({row[0]: row[1] for row in rows if row[2] is not None})
+            done.lanes.update(row[3] for row in rows if row[2] is None and row[3] is not None)
+        if not cascade:
+            break
+        below: list[int] = []
+        for start in range(0, len(level), BATCH):
+            below += yield from _descend(sql, level[start : start + BATCH], None)
+        level = sorted(below)
+    return done
+
+
+def cancel_children(sql: Catalog, parent: int, spawn: int, reason: bytes, *, keep: bool) -> Operation[Cancelled]:
+    """Cancels the live children of one spawn."""
+    ids = yield from _descend(sql, [parent], spawn)
+    return (yield from cancel_all(sql, ids, reason, keep=keep))
+
+
+def _descend(sql: Catalog, parents: list[int], spawn: int | None) -> Operation[list[int]]:
+    found: list[int] = []
+    listed = msgspec.json.encode(parents).decode()
+    while True:
+        rows = yield sql["steering/descend"].bind(
+            parents=listed, spawn=spawn, after=found[-1] if found else -(2**63), batch=BATCH
+        )
+        found += [row[0] for row in rows]
+        if len(rows) < BATCH:
+            return found
+
+
+def children(sql: Catalog, parent: int, spawn: int) -> Operation[list[ChildResult]]:
+    """The children of one spawn, in the order given."""
+    rows = yield sql["joining/children"].bind(parent=parent, spawn=spawn)
+    decode = msgspec.json.decode
+    return [
+        ChildResult(
+            id_,
+            machine,
+            key,
+            Status(status).label,
+            None if result is None else decode(result),
+            None if error is None else decode(error),
+        )
+        for id_, machine, key, status, result, error in rows
+    ]
+
+
+def bring_back(sql: Catalog, instance_id: int) -> Operation[int | None]:
+    """Makes a failed or cancelled instance runnable again; answers with its lane, or None when it is neither."""
+    rows = yield sql["steering/retry"].bind(id=instance_id)
+    return rows[0][1] if rows else None
