@@ -27,7 +27,7 @@ class Trouble(Exception):
 class Handled(Machine, abstract=True):
     how: str
     n: int = 0
-    log: list[str] = []  # noqa: RUF012 - copied for each instance
+    log: list[str] = []
 
     @step
     async def work(self, ctx: Context) -> Done:

@@ -65,7 +65,7 @@ async def test_every_run_starts_from_freshly_decoded_state(build: Build, run_ahe
     seen: list[Any] = []
 
     class Leaky(Machine, retry=Backoff(initial=0)):
-        items: list[int] = []  # noqa: RUF012 - copied for each instance
+        items: list[int] = []
         box: Any = None
         tried: int = 0
 
@@ -107,7 +107,7 @@ async def test_defaults_are_not_shared_between_instances(build: Build) -> None:
     """Section 3: a mutable default belongs to one instance."""
 
     class Own(Machine):
-        items: list[int] = []  # noqa: RUF012 - copied for each instance
+        items: list[int] = []
 
         @step
         async def add(self, ctx: Context) -> Next:

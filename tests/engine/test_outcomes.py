@@ -126,7 +126,7 @@ async def test_retry_commits_what_the_step_left_and_counts_up(build: Build, sql:
     """Section 3, ``Retry``: the same step again after the delay, ``attempt + 1``, with the state that it left."""
 
     class Poller(Machine):
-        seen: list[int] = []  # noqa: RUF012 - copied for each instance
+        seen: list[int] = []
 
         @step
         async def look(self, ctx: Context) -> Retry | Done:

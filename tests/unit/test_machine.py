@@ -31,7 +31,7 @@ class Checkout(Machine, queue="checkout"):
 
     order: int
     paid: int = 0
-    tags: list[str] = []  # noqa: RUF012 - copied for each instance
+    tags: list[str] = []
     at: datetime | None = None
     ids: list[int] = field(default_factory=lambda: [1])
 
