@@ -236,3 +236,39 @@ async def test_cancel_of_a_waiting_one(build: Build) -> None:
         found = await ended(handle)
         assert (found.status, found.error) == ("cancelled", {"type": "Cancelled", "message": "cancelled"})
         assert not await engine.cancel(handle.id)
+
+
+async def test_a_retry_is_handed_the_same_signals_and_one_that_waited_waits_again(build: Build, sql: Sql) -> None:
+    """Section 12: a failed or cancelled one again from its step."""
+    broken = True
+
+    class Taker(Machine):
+        @step
+        async def start(self, ctx: Context) -> Await:
+            return Await("go", then=self.take, timeout=3600)
+
+        @step
+        async def take(self, ctx: Context) -> Done:
+            if broken:
+                raise RuntimeError("out of order")
+            return Done([[signal.payload for signal in ctx.awaited], ctx.timed_out])
+
+    async with build(Taker) as engine:
+        handle = await engine.insert(Taker())
+        await engine.signal(handle.id, "go", 1, dedup_key="one")
+        assert (await ended(handle)).status == "failed"
+        assert await sql("SELECT count(*) FROM {s}.signals") == [(0,)]
+        broken = False
+        await engine.retry(handle.id)
+        assert await handle.result(timeout=10) == [[1], False]
+
+        waiting = await engine.insert(Taker(), key="w")
+        await parked(waiting)
+        deadline = (await waiting.get()).due_at
+        await engine.signal("w", "other", 0)
+        await engine.cancel("w")
+        await engine.retry("w")
+        found = await waiting.get()
+        assert (found.status, found.awaits, found.due_at) == ("awaiting_signal", ["go"], deadline)
+        await engine.signal("w", "go", 2)
+        assert await waiting.result(timeout=10) == [[2], False]

@@ -372,6 +372,11 @@ class Worker(Listener):
         elif record.op != BACK:
             if record.delay is not None:
                 self._timers.expect(record.delay)
+            if held.spawning:
+                self.awake({child.lane for child in held.spawning})
+                if any(child.delay or child.at for child in held.spawning):
+                    self._timers.wake()
+                held.spawning = None
         else:
             while self._untold:
                 self._client._bell.later(self._untold.pop())

@@ -53,7 +53,9 @@ class SteeringCalls(SignallingCalls):
     async def retry(self, target: int | str) -> None:
         """Runs a failed or cancelled instance again, from the step at which it ended and with the state it had.
 
-        Its attempts count from 0 again; its inbox is empty; its history goes on.
+        The step is handed the same signals and children as before (children as long as their rows exist); attempts
+        count from 0 again, and the history goes on. One that was cancelled while it waited for a signal waits again,
+        until the same deadline; one that waited for children goes on with what is there (``ctx.timed_out``).
 
         Args:
             target: id or key (the instance of that key that ended last).
@@ -76,7 +78,7 @@ class SteeringCalls(SignallingCalls):
                 f"instance {found.id} is {found.status}: only a failed or cancelled one can be retried"
             )
         if self._local is not None:
-            self._local.inserted({found.queue}, None)
+            self._local.inserted({found.queue}, 0.0)  # its deadline may be near
 
     async def pause_queue(self, queue: str) -> None:
         """Stops claims from a queue in the whole cluster; steps that run go on to their end.

@@ -30,7 +30,12 @@ ALTER TABLE {schema}.finished
     ADD COLUMN scope        smallint,
     ADD COLUMN parent_id    bigint,
     ADD COLUMN parent_spawn int,
-    ADD COLUMN spawn        int;
+    ADD COLUMN spawn        int,
+    -- What a failed or cancelled one had been handed: a retry runs its step with that again.
+    ADD COLUMN awaits        text[],
+    ADD COLUMN parked_until  timestamptz,  -- its deadline (or infinity), when it was cancelled while it waited for a signal
+    ADD COLUMN inbox         jsonb,
+    ADD COLUMN children_left int;
 CREATE INDEX finished_parent ON {schema}.finished (parent_id, parent_spawn, id) WHERE parent_id IS NOT NULL;
 
 -- The inboxes. Ids grow in the order in which an instance's signals commit, because each is drawn under its row's lock.
@@ -58,14 +63,14 @@ BEGIN
     );
 END $$;
 
--- Empties the inbox of an instance that has just ended; volatile for the same reason.
-CREATE FUNCTION {schema}.clear_inbox(of_instance bigint) RETURNS int LANGUAGE plpgsql VOLATILE AS $$
+-- Empties the inbox of an instance that has just ended, and answers with what was in it; volatile for the same reason.
+CREATE FUNCTION {schema}.empty_inbox(of_instance bigint) RETURNS jsonb LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
-    cleared int;
+    was jsonb;
 BEGIN
-    DELETE FROM {schema}.signals s WHERE s.instance_id = of_instance;
-    GET DIAGNOSTICS cleared = ROW_COUNT;
-    RETURN cleared;
+    WITH gone AS (DELETE FROM {schema}.signals s WHERE s.instance_id = of_instance RETURNING s.*)
+    SELECT jsonb_agg(to_jsonb(g)) FROM gone g INTO was;
+    RETURN was;
 END $$;
 
 -- Whether a join opens when so many more of its children have ended, "good" of them done. Where failures don't count

@@ -14,8 +14,7 @@
 --   its inbox under its lock ("awake"): a signal that committed before is seen, one that comes later sees it wait.
 --   A join counts only while its parent waits for this very spawn.
 -- Answer: (id, new rev, lane) of each row that was committed, the lane only where it can run again at once; (id, -1, lane)
---   of each parent whose join opened; (how many notifications went out and inboxes
---   were emptied, -2, null) if any.
+--   of each parent whose join opened; (how many notifications went out, -2, null) if any.
 -- The transition that ends an instance needs no row of its own: the terminal row says all of it (its "took" is set then).
 WITH locked AS MATERIALIZED (
     SELECT i.id
@@ -82,21 +81,26 @@ ended AS (
     WHERE o.op = 2 AND i.id >= o.id AND i.id <= o.id AND i.rev = o.rev AND i.worker = %(worker)s::int
     RETURNING i.id, i.rev + 1 AS rev, coalesce(o.state, i.state) AS state, i.inserted_at, i.lane, i.crashes, i.priority,
         i.key, i.scope, i.inbox, i.watched, i.parent_id, i.parent_spawn, i.spawn,
+        i.awaits, i.children_left,
         o.result, o.keep, o.error, o.kind, coalesce(o.ran, i.step) AS ran, o.tried, o.took, o.history,
         o.history = 1 AND (o.kind > 3 OR o.error IS NULL) AS speaks  -- its last transition is the terminal row itself
 ),
 buried AS (
     INSERT INTO {schema}.finished (
         id, rev, inserted_at, finished_at, expires_at, bucket, lane, worker, attempt, crashes, status, priority, step,
-        key, state, result, error, took, scope, parent_id, parent_spawn, spawn
+        key, state, result, error, took, scope, parent_id, parent_spawn, spawn,
+        awaits, children_left, inbox
     )
     SELECT e.id, e.rev, e.inserted_at, {clock}, x.expires_at, {schema}.bucket_of(e.keep, x.expires_at),
         e.lane, %(worker)s::int, e.tried, e.crashes,
         e.kind + 3, e.priority, e.ran, e.key, e.state, e.result, CASE WHEN e.kind > 3 THEN e.error END,
-        CASE WHEN e.speaks THEN e.took END, e.scope, e.parent_id, e.parent_spawn, e.spawn
+        CASE WHEN e.speaks THEN e.took END, e.scope, e.parent_id, e.parent_spawn, e.spawn,
+        CASE WHEN e.kind > 3 THEN e.awaits END, CASE WHEN e.kind > 3 THEN e.children_left END,
+        CASE WHEN e.kind > 3 THEN x.inbox END
     FROM ended e
     CROSS JOIN LATERAL (
-        SELECT coalesce({clock} + make_interval(secs => e.keep), 'infinity') AS expires_at
+        SELECT coalesce({clock} + make_interval(secs => e.keep), 'infinity') AS expires_at,
+            CASE WHEN e.inbox IS NOT NULL THEN {schema}.empty_inbox(e.id) END AS inbox
     ) x
 ),
 reserved AS (
@@ -105,9 +109,6 @@ reserved AS (
         e.ran, e.key, e.scope, jsonb_build_object()
     FROM ended e
     WHERE (e.scope >> (e.kind + 3)) & 1 = 1
-),
-cleared AS MATERIALIZED (
-    SELECT {schema}.clear_inbox(e.id) FROM ended e WHERE e.inbox IS NOT NULL
 ),
 done AS MATERIALIZED (
     SELECT w.id, w.rev, w.lane, w.state, w.kind, w.ran, w.tried, w.took, w.error, w.history, w.signals FROM went_on w
@@ -179,6 +180,4 @@ SELECT d.id, d.rev, d.lane FROM done d
 UNION ALL
 SELECT j.id, -1, j.lane FROM joined j WHERE j.status = 0
 UNION ALL
-SELECT e.effects, -2, NULL
-FROM (SELECT (SELECT count(*) FROM told) + (SELECT count(*) FROM cleared) AS effects) e
-WHERE e.effects > 0
+SELECT count(*), -2, NULL FROM told HAVING count(*) > 0

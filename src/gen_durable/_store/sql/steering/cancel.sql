@@ -7,7 +7,7 @@
 -- Guard: the rows' locks. A commit that came first has moved the row on or ended it; one that comes later finds no row
 --   under its rev.
 -- Answer: (id, worker, machine, lane) of each that was cancelled; (id, null, null, lane) of each parent whose join opened;
---   (how many notifications went out and inboxes were emptied, null, null, null) if any.
+--   (how many notifications went out, null, null, null) if any.
 WITH given AS MATERIALIZED (
     SELECT g::bigint AS id FROM jsonb_array_elements_text(%(ids)s::jsonb) AS g
 ),
@@ -30,7 +30,7 @@ gone AS (
     RETURNING i.*
 ),
 placed AS MATERIALIZED (
-    SELECT g.*, l.machine, l.retention,
+    SELECT g.*, l.machine, l.retention, CASE WHEN g.inbox IS NOT NULL THEN {schema}.empty_inbox(g.id) END AS letters,
         coalesce({clock} + make_interval(secs => l.retention), 'infinity') AS expires_at
     FROM gone g
     JOIN {schema}.lanes l ON l.id = g.lane
@@ -38,11 +38,12 @@ placed AS MATERIALIZED (
 buried AS (
     INSERT INTO {schema}.finished (
         id, rev, inserted_at, finished_at, expires_at, bucket, lane, worker, attempt, crashes, status, priority, step,
-        key, state, error, scope, parent_id, parent_spawn, spawn
+        key, state, error, scope, parent_id, parent_spawn, spawn, awaits, parked_until, children_left,
+        inbox
     )
     SELECT p.id, p.rev + 1, p.inserted_at, {clock}, p.expires_at, {schema}.bucket_of(p.retention, p.expires_at), p.lane,
         p.worker, p.attempt, p.crashes, 8, p.priority, p.step, p.key, p.state, %(reason)s::jsonb, p.scope, p.parent_id,
-        p.parent_spawn, p.spawn
+        p.parent_spawn, p.spawn, p.awaits, CASE WHEN p.status = 3 THEN p.due_at END, p.children_left, p.letters
     FROM placed p
 ),
 reserved AS (
@@ -50,9 +51,6 @@ reserved AS (
     SELECT p.id, p.expires_at, p.inserted_at, {clock}, p.lane, 9, p.step, p.key, p.scope, jsonb_build_object()
     FROM placed p
     WHERE (p.scope >> 8) & 1 = 1
-),
-cleared AS MATERIALIZED (
-    SELECT {schema}.clear_inbox(p.id) FROM placed p WHERE p.inbox IS NOT NULL
 ),
 noted AS (
     INSERT INTO {schema}.transitions (instance_id, seq, at, attempt, outcome, step, error)
@@ -90,6 +88,4 @@ SELECT p.id, p.worker, p.machine, p.lane FROM placed p
 UNION ALL
 SELECT j.id, NULL, NULL, j.lane FROM joined j WHERE j.status = 0
 UNION ALL
-SELECT e.effects, NULL, NULL, NULL
-FROM (SELECT (SELECT count(*) FROM told) + (SELECT count(*) FROM cleared) AS effects) e
-WHERE e.effects > 0
+SELECT count(*), NULL, NULL, NULL FROM told HAVING count(*) > 0

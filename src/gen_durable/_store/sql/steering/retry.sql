@@ -1,4 +1,5 @@
--- Brings a failed or cancelled instance back, to run again from the step at which it ended.
+-- Brings a failed or cancelled instance back, to run again from the step at which it ended, with what that had been
+-- handed. One that waited for a signal when it was cancelled waits for it again.
 --
 -- Parameters: id.
 -- Locks: its parent's row, the terminal row, then the new row; it waits for another that is just taking its key.
@@ -23,17 +24,28 @@ gone AS (
 back AS (
     INSERT INTO {schema}.instances AS i (
         id, rev, due_at, inserted_at, updated_at, lane, status, priority, step, key, state, error, scope, parent_id,
-        parent_spawn, spawn
+        parent_spawn, spawn, awaits, children_left, inbox
     )
-    SELECT g.id, g.rev + 1, {clock}, g.inserted_at, {clock}, g.lane, 0, g.priority, g.step, g.key, g.state, g.error,
-        g.scope, g.parent_id, g.parent_spawn, g.spawn
+    SELECT g.id, g.rev + 1, coalesce(g.parked_until, {clock}), g.inserted_at, {clock}, g.lane,
+        CASE WHEN g.parked_until IS NULL THEN 0 ELSE 3 END, g.priority, g.step, g.key, g.state, g.error,
+        g.scope, g.parent_id, g.parent_spawn, g.spawn, g.awaits, g.children_left, jsonb_array_length(g.inbox)
     FROM gone g
     ON CONFLICT (id) DO UPDATE
-    SET rev = EXCLUDED.rev, due_at = EXCLUDED.due_at, status = 0, priority = EXCLUDED.priority, state = EXCLUDED.state,
-        error = EXCLUDED.error, updated_at = EXCLUDED.updated_at, parent_id = EXCLUDED.parent_id,
-        parent_spawn = EXCLUDED.parent_spawn, spawn = EXCLUDED.spawn
+    SET rev = EXCLUDED.rev, due_at = EXCLUDED.due_at, status = EXCLUDED.status, priority = EXCLUDED.priority,
+        state = EXCLUDED.state, error = EXCLUDED.error, updated_at = EXCLUDED.updated_at,
+        parent_id = EXCLUDED.parent_id, parent_spawn = EXCLUDED.parent_spawn, spawn = EXCLUDED.spawn,
+        awaits = EXCLUDED.awaits, children_left = EXCLUDED.children_left, inbox = EXCLUDED.inbox
     WHERE i.status = 9
-    RETURNING i.id, i.lane
+    RETURNING i.id, i.lane, i.status
+),
+letters AS (
+    INSERT INTO {schema}.signals (instance_id, id, status, sent_at, name, payload, dedup_key)
+    OVERRIDING SYSTEM VALUE
+    SELECT s.instance_id, s.id, s.status, s.sent_at, s.name, s.payload, s.dedup_key
+    FROM gone g
+    CROSS JOIN LATERAL jsonb_to_recordset(g.inbox) AS s (
+        instance_id bigint, id bigint, status smallint, sent_at timestamptz, name text, payload jsonb, dedup_key text
+    )
 ),
 noted AS (
     INSERT INTO {schema}.transitions (instance_id, seq, at, worker, attempt, outcome, took, step, error)
@@ -48,6 +60,7 @@ uncounted AS (
     WHERE p.id = ANY (ARRAY[g.parent_id]) AND p.status = 4 AND p.spawn = g.parent_spawn
 ),
 told AS (
-    SELECT pg_notify('{channel}', 'q:' || l.queue) FROM back b JOIN {schema}.lanes l ON l.id = b.lane
+    SELECT pg_notify('{channel}', CASE WHEN b.status = 0 THEN 'q:' || l.queue ELSE 't:' END)
+    FROM back b JOIN {schema}.lanes l ON l.id = b.lane
 )
 SELECT b.id, b.lane, (SELECT count(*) FROM told) FROM back b
