@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gen_durable.snapshot import Snapshot
 
 if TYPE_CHECKING:
-    from gen_durable.client.waiting import WaitingCalls
+    from gen_durable.client import Client
 
 __all__ = ["Handle", "Inserted"]
 
@@ -26,7 +26,7 @@ class Handle:
     id: int
     key: str | None
     machine: str
-    _client: WaitingCalls
+    _client: Client
 
     async def get(self) -> Snapshot:
         """The instance as it is now; see :meth:`Client.get`."""
@@ -35,6 +35,14 @@ class Handle:
     async def result(self, timeout: float | None = None) -> Any:
         """Waits for its end; see :meth:`Client.result`."""
         return await self._client.result(self.id, timeout)
+
+    async def signal(self, name: str, payload: Any = None, *, dedup_key: str | None = None) -> bool:
+        """Puts a signal into its inbox; see :meth:`Client.signal`."""
+        return await self._client.signal(self.id, name, payload, dedup_key=dedup_key)
+
+    async def cancel(self, *, cascade: bool = False, reason: str = "cancelled") -> bool:
+        """Ends it as ``cancelled``; see :meth:`Client.cancel`."""
+        return await self._client.cancel(self.id, cascade=cascade, reason=reason)
 
     def __repr__(self) -> str:
         return f"Handle(id={self.id}, key={self.key!r}, machine={self.machine!r})"

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
 import msgspec
 
@@ -21,6 +21,9 @@ from gen_durable.errors import ConfigurationError, DuplicateInstance, InvalidArg
 from gen_durable.machine import Machine, MachineSpec, spec_of
 from gen_durable.outcome import Child, check_name, check_priority, check_seconds
 from gen_durable.status import Status
+
+if TYPE_CHECKING:
+    from gen_durable.client import Client
 
 __all__ = ["BulkItem", "InsertingCalls"]
 
@@ -124,9 +127,12 @@ class InsertingCalls(WaitingCalls):
             waits = [row.delay or 0.0 for _, _, row in checked if row.delay or row.at is not None]
             self._local.inserted(queues, min(waits, default=None))
         return [
-            Inserted(Handle(place.id, row.key, spec.name, self), place.duplicate)
+            Inserted(self._handle(place.id, row.key, spec), place.duplicate)
             for (spec, _, row), place in zip(checked, placed, strict=True)
         ]
+
+    def _handle(self, instance_id: int, key: str | None, spec: MachineSpec) -> Handle:
+        return Handle(instance_id, key, spec.name, cast("Client", self))
 
     async def _replace(self, item: BulkItem) -> Inserted:
         spec, lane, row = self._check(item)
@@ -136,7 +142,7 @@ class InsertingCalls(WaitingCalls):
         place = await self._session.call(replace_or_insert(self._sql, row, soon=LONGEST_POLL))
         if self._local is not None:
             self._local.inserted({lane.queue}, row.delay or (None if row.at is None else 0.0))
-        return Inserted(Handle(place.id, row.key, spec.name, self), place.duplicate)
+        return Inserted(self._handle(place.id, row.key, spec), place.duplicate)
 
     async def _prepare(self, children: Sequence[Child]) -> builtins.list[NewInstance]:
         """The rows of a spawn's children, checked."""
