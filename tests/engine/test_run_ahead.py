@@ -38,9 +38,9 @@ class ChainStepOff(Machine):
         return Next(self.go) if self.left else Done(ctx.worker)
 
 
-async def _claims(engine: Engine, machine: Machine) -> tuple[int, list[Any]]:
+async def _claims(engine: Engine, web: Engine, machine: Machine) -> tuple[int, list[Any]]:
     claims = Seen(engine, "claim")
-    handle = await engine.insert(machine)
+    handle = await web.insert(machine)  # in a process of its own, as it were: its rows are not born claimed
     await handle.result(timeout=10)
     found = await handle.get()
     history = await engine.history(handle.id)
@@ -50,12 +50,13 @@ async def _claims(engine: Engine, machine: Machine) -> tuple[int, list[Any]]:
 
 async def test_run_ahead_is_the_default_and_can_be_turned_off(build: Build) -> None:
     """Section 3, run-ahead: a chain is one claim by default; off by engine, machine or step it is claimed anew."""
-    async with build(Chain, ChainOff, ChainStepOff, history="states") as on:
-        ahead = await _claims(on, Chain())
-        off = await _claims(on, ChainOff())
-        half = await _claims(on, ChainStepOff())
-    async with build(Chain, run_ahead=False, history="states") as engine:
-        engine_off = await _claims(engine, Chain())
+    async with build(Chain, ChainOff, ChainStepOff, queues={}) as web:
+        async with build(Chain, ChainOff, ChainStepOff, history="states") as on:
+            ahead = await _claims(on, web, Chain())
+            off = await _claims(on, web, ChainOff())
+            half = await _claims(on, web, ChainStepOff())
+        async with build(Chain, run_ahead=False, history="states") as engine:
+            engine_off = await _claims(engine, web, Chain())
     assert [ahead[0], off[0], half[0], engine_off[0]] == [1, 10, 6, 10]
     assert ahead[1] == off[1] == engine_off[1]
     assert [fact[5]["left"] for fact in ahead[1]] == list(range(9, -1, -1))

@@ -35,13 +35,13 @@ class RollingTwo(Machine, name="rolling", version=2):
 
 async def test_rows_of_an_unknown_machine_or_version_wait_untouched(build: Build) -> None:
     """R9: a rolling deploy is safe: an old worker leaves them, spending no attempt; one that knows them runs them."""
-    async with build(Rolling, RollingTwo, queues={}) as web, build(known, Rolling) as old:
+    async with build(known, Rolling, RollingTwo, queues={}) as web, build(known, Rolling) as old:
         claims = Seen(old, "claim")
         one, two = await web.insert(Rolling(n=1)), await web.insert(RollingTwo(n=2), priority=-10)
         assert await one.result(timeout=10) == ["one", 1, 0]
         # The old worker went on claiming past it, and had no trouble with what is behind it.
         for n in range(20):
-            assert await (await old.insert(known.bind(n=n))).result(timeout=10) == n
+            assert await (await web.insert(known.bind(n=n))).result(timeout=10) == n
         found = await two.get()
         assert (found.status, found.attempt, found.rev, found.worker) == ("runnable", 0, 0, None)
         assert await web.history(two.id) == []

@@ -76,11 +76,16 @@ class Stage:
         return next(row[3] for row in rows)
 
     async def insert(
-        self, *rows: dict[str, Any], notify: bool = False, soon: float = 5.0, on: Connection | None = None
+        self,
+        *rows: dict[str, Any],
+        notify: bool = False,
+        soon: float = 5.0,
+        worker: int | None = None,
+        on: Connection | None = None,
     ) -> list[int | None]:
         """Inserts rows; their ids in the order given, None for a duplicate."""
         listed = [{"step": "one", "state": {}} | row for row in rows]
-        answer = await self.run("inserting/insert", on=on, rows=encode(listed), notify=notify, soon=soon)
+        answer = await self.run("inserting/insert", on=on, rows=encode(listed), notify=notify, soon=soon, worker=worker)
         places = {row[0]: row[1] for row in answer}
         return [places[place] for place in range(1, len(rows) + 1)]
 

@@ -80,7 +80,7 @@ async def test_a_key_is_given_once_among_the_living(stage: Stage) -> None:
 async def test_an_unknown_lane_is_missing_from_the_answer(stage: Stage) -> None:
     lane = await stage.lane()
     rows = encode([{"lane": lane, "step": "s", "state": {}}, {"lane": 999, "step": "s", "state": {}}])
-    answer = await stage.run("inserting/insert", rows=rows, notify=True, soon=1.0)
+    answer = await stage.run("inserting/insert", rows=rows, notify=True, soon=1.0, worker=None)
     assert [row[0] for row in answer] == [1]
     with pytest.raises(LookupError, match="lane"):
         await drive(
@@ -97,6 +97,64 @@ async def test_a_row_that_is_refused_leaves_the_call_undone(stage: Stage) -> Non
         with pytest.raises(psycopg.DataError):
             await stage.insert({"lane": lane}, {"lane": lane} | bad)
     assert await stage.ask("SELECT FROM {schema}.instances") == []
+
+
+async def test_rows_that_are_born_claimed(stage: Stage, ear: Connection) -> None:
+    """R19: those that are due now, under rev 0; nobody is told of them, nobody claims them, and they commit."""
+    lane = await stage.lane()
+    await stage.register(7)
+    rows = [{"step": "one", "state": {}, "lane": lane} | more for more in BIRTHS]
+    answer = await stage.run("inserting/insert", rows=encode(rows), notify=True, soon=1.0, worker=7)
+    facts = [await stage.row(row[1], "status, worker, rev") if row[1] else None for row in sorted(answer)]
+    assert facts == [(2, 7, 0), (2, 7, 0), (2, 7, 0), None, (1, None, 0), (0, None, 0), (1, None, 0)]
+    for _, id_, told, born_at in answer:
+        assert told == 1
+        if id_ is not None:
+            due = await stage.row(id_, "due_at, inserted_at, status")
+            assert due is not None
+            assert born_at == (due[0] if due[2] == 2 else None)
+            assert born_at in (None, due[1])
+    assert await stage.heard(ear) == ["q:q"], "of the row whose time had passed"
+    assert len(await stage.claim((lane, 0, 9))) == 1
+    ids = {row[0]: row[1] for row in answer}
+    assert await stage.commit(outcome(ids[1], 0, 0), outcome(ids[2], 0, 2), outcome(ids[3], 1, 2)) == [ids[1], ids[2]]
+    assert [entry[0] for entry in await stage.history(ids[1])] == [1]
+    assert await stage.release((ids[3], 0)) == 1
+
+
+BIRTHS: list[dict[str, Any]] = [
+    {},
+    {"delay": 0.0},
+    {"key": "k"},
+    {"key": "k"},
+    {"delay": 60.0},
+    {"at": "2020-01-01T00:00:00Z"},
+    {"at": "2999-01-01T00:00:00Z"},
+]
+
+
+async def test_rows_are_not_born_claimed_where_no_claim_would_get_them(stage: Stage, ear: Connection) -> None:
+    """R20, R25: a paused queue, a worker that is not in the table; others are told of these rows."""
+    q, paused = await stage.lane("q"), await stage.lane("p")
+    await stage.run("queues/pause", queue="p", paused=True)
+    await stage.heard(ear)
+    await stage.register(7)
+    for worker, expected in ((7, {q: (2, 7), paused: (0, None)}), (8, {q: (0, None), paused: (0, None)})):
+        placed = await stage.insert({"lane": q}, {"lane": paused}, worker=worker, notify=True)
+        found = [await stage.row(id_, "lane, status, worker") for id_ in placed if id_ is not None]
+        assert {row[0]: row[1:] for row in found if row is not None} == expected
+        assert sorted(await stage.heard(ear)) == (["q:p"] if worker == 7 else ["q:p", "q:q"])
+
+
+async def test_a_row_that_was_born_to_a_dead_worker_comes_back(stage: Stage) -> None:
+    """R25: as any claim of it does."""
+    lane = await stage.lane()
+    await stage.register(7, seen=60.0)
+    (id_,) = await stage.insert({"lane": lane}, worker=7)
+    assert id_ is not None
+    assert await stage.reap(lease=0.003) == (1, [7])
+    assert await stage.row(id_, "status, worker, rev, attempt, crashes") == (0, None, 1, 1, 1)
+    assert await stage.commit(outcome(id_, 0, 2)) == [], "its old owner is fenced"
 
 
 async def test_who_is_told_of_an_insert(stage: Stage, ear: Connection) -> None:

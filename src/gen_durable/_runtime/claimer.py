@@ -71,9 +71,11 @@ class Claimer(Service):
         self._check_at = time.monotonic() + check_interval
         self._most = MOST
         self._alone = 0  # the row whose next crash would be its last
+        self.claiming = False  # a claim is under way
         self.failing = False  # the last claim failed
         self.closing = False
         self.held_up = False  # too many outcomes wait for their commit: to be woken when they are fewer
+        self.lost: Callable[[list[tuple[int, int]]], list[tuple[int, int]]] = list  # of strays; see births.py
 
     def announce(self, queue: str | None) -> None:
         """There may be work in a queue (None: in any)."""
@@ -124,6 +126,7 @@ class Claimer(Service):
             queue.empty = True
         started = time.monotonic()
         request = self._sql["claiming/claim"].bind(worker=self._worker, wants=msgspec.json.encode(wants).decode())
+        self.claiming = True
         try:
             rows = await self._link.fetch(request)
         except BaseException as error:
@@ -133,6 +136,8 @@ class Claimer(Service):
             self.announce(None)
             self.failing = True
             raise
+        finally:
+            self.claiming = False
         self.failing = False
         self._most = min(MOST, self._most * 2)
         now = time.monotonic()
@@ -235,13 +240,14 @@ class Claimer(Service):
         if rows:
             await self.release([(held.id, held.rev) for held in rows])
 
-    async def release(self, claims: list[tuple[int, int]]) -> None:
-        """Gives claims back; one that is not held any more is left alone."""
+    async def release(self, claims: list[tuple[int, int]]) -> int:
+        """Gives claims back; one that is not held any more is left alone. Answers with how many there were."""
         listed = msgspec.json.encode([{"id": id_, "rev": rev} for id_, rev in sorted(claims)]).decode()
         while True:
             try:
-                await self._link.fetch(self._sql["claiming/release"].bind(worker=self._worker, claims=listed))
-                return
+                rows = await self._link.fetch(self._sql["claiming/release"].bind(worker=self._worker, claims=listed))
+                count: int = rows[0][0]
+                return count
             except LinkDown:
                 continue  # guarded by rev: sending it twice does no harm
 
@@ -250,16 +256,21 @@ class Claimer(Service):
         if self._held.get(held.id) is held:
             del self._held[held.id]
 
+    def check_soon(self) -> None:
+        """Has the next pass check."""
+        self._check_at = 0.0
+        self.wake()
+
     async def check(self) -> None:
         """Gives back rows that the table says are ours and that we don't hold: a claim whose answer was lost.
 
         On the claims' own connection, so that no claim of ours is under way.
         """
         rows = await self._link.fetch(self._sql["claiming/mine"].bind(worker=self._worker))
-        strays = [(id_, rev) for id_, rev in rows if not self._is_held(id_, rev)]
-        if strays:
-            log.warning("%d claims whose answer was lost go back to their queues", len(strays))
-            await self.release(strays)
+        strays = self.lost([(id_, rev) for id_, rev in rows if not self._is_held(id_, rev)])
+        # (One that has ended since the question was asked is not there any more.)
+        if strays and (count := await self.release(strays)):
+            log.warning("%d claims whose answer was lost have gone back to their queues", count)
         self._check_at = time.monotonic() + self._check_interval
 
     def _is_held(self, id_: int, rev: int) -> bool:

@@ -152,6 +152,7 @@ class LocalQueue:
         self.concurrency = concurrency
         self.buffer: deque[Held] = deque()
         self.running = 0
+        self.expected = 0  # places kept for rows that are just being inserted as claims; see births.py
         self.started = 0  # runs begun since the worker started: the claimer measures the pace with it
         self.lanes: list[int] = []
         # The claimer's notes
@@ -172,8 +173,8 @@ class LocalQueue:
 
     @property
     def load(self) -> int:
-        """How many rows are buffered or running."""
-        return len(self.buffer) + self.running
+        """How many rows are buffered or running, or are about to come."""
+        return len(self.buffer) + self.running + self.expected
 
     @property
     def saturated(self) -> bool:

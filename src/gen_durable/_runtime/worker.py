@@ -7,10 +7,12 @@ import contextlib
 import logging
 import math
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import psycopg
 
+from gen_durable._runtime.births import Birth, Births
 from gen_durable._runtime.claimer import Claimer
 from gen_durable._runtime.control import Control, Listener
 from gen_durable._runtime.executor import Executor
@@ -38,6 +40,7 @@ BACKLOG = 2000  # outcomes that may wait for their commit before no more is clai
 FULL_SECONDS = 0.25  # they are told of a queue that this one can't empty at most this often
 TELL_SECONDS = 0.02  # other workers are told of rows that go back at most this often for each queue
 AGAIN_SECONDS = 0.5
+CHECK_SECONDS = 2.0  # that a drain gives the look for rows of an insert whose answer was lost
 LONG_STATEMENT = 60.0  # seconds that the pruner may take for one
 POLL_UNHEARD = 0.5  # where notifications can't be received
 
@@ -62,6 +65,7 @@ class Worker(Listener):
         self._ended = asyncio.Event()
         self._left = asyncio.Event()
         self._held: dict[int, Held] = {}
+        self._births = Births(self._held, self._left.set)
         self._told: dict[str, float] = {}
         self._untold: set[str] = set()  # queues with rows that went back while another notification was just out
         self._queue_of_lane: dict[int, str] = {}  # of the rows that move to another queue
@@ -121,8 +125,9 @@ class Worker(Listener):
             check_interval=settings.lease,
             prefetch=settings.prefetch,
             max_crashes=self._executor.max_crashes,
-            commits_lag=lambda: self._flusher.failing or self._flusher.waiting > BACKLOG,
+            commits_lag=self._commits_lag,
         )
+        self._births.open(self.id, self._claimer, self._commits_lag)
         self._timers = Timers(self._service_link, self._sql, poll, self._claimer.announce)
         self._reaper = Reaper(
             self._service_link,
@@ -141,6 +146,9 @@ class Worker(Listener):
             queue.on_crash = self._crashed
         await self._learn_lanes()
         log.info("worker %d runs %s", self.id, ", ".join(f"{q} ({n})" for q, n in settings.queues.items()))
+
+    def _commits_lag(self) -> bool:
+        return self._flusher.failing or self._flusher.waiting > BACKLOG
 
     async def _learn_lanes(self) -> None:
         """Which lanes of its queues this worker can run, and which queues are paused."""
@@ -197,6 +205,7 @@ class Worker(Listener):
             await self._close()
 
     async def _close(self) -> None:
+        self._births.over = True
         for queue in self.queues.values():
             queue.closed = True
             queue.cancel()
@@ -243,21 +252,32 @@ class Worker(Listener):
                 await self._drain_held(until, hurry)
         finally:
             hurry.cancel()
-        if self._held:
+        if self._held or self._births.under_way:
             await self._cut_short()
 
     async def _drain_held(self, until: float, hurry: asyncio.Task[Any]) -> None:
-        while self._held and not hurry.done():
+        births = self._births
+        while (self._held or births.under_way or births.unsure) and not hurry.done():
             self._left.clear()
+            if births.unsure and not births.under_way:
+                births.unsure = False
+                await self._bounded(self._check(), min(until, time.monotonic() + CHECK_SECONDS))
             for queue in self.queues.values():
                 if queue.buffer:
                     await self._bounded(self._claimer.give_back(queue), until)
             remaining = until - time.monotonic()
-            if not self._held or remaining <= 0:
+            if not (self._held or births.under_way) or remaining <= 0:
                 return
             left = asyncio.create_task(self._left.wait())
             await asyncio.wait([left, hurry], timeout=remaining, return_when="FIRST_COMPLETED")
             left.cancel()
+
+    async def _check(self) -> None:
+        while True:
+            try:
+                return await self._claimer.check()
+            except LinkDown:
+                continue
 
     async def _cut_short(self) -> None:
         """The time is up: cancel what runs, commit what came of it, hand the rest back as it was claimed."""
@@ -267,6 +287,8 @@ class Worker(Listener):
             await queue.wait_cancelled(1.0)
         limit = time.monotonic() + self._settings.statement_timeout
         await self._bounded(self._flusher.wait_idle(), limit)
+        await self._bounded(self._births.wait_over(), limit)
+        self._births.over = True
         rest = [(held.id, held.rev) for held in self._held.values()]
         if rest:
             log.warning("worker %d hands %d unfinished steps back", self.id, len(rest))
@@ -323,7 +345,7 @@ class Worker(Listener):
 
     def declared_dead(self) -> None:
         """Others have this worker's claims."""
-        self.dead = True
+        self.dead = self._births.over = True
         self._ended.set()
 
     def _crashed(self, error: BaseException) -> None:
@@ -455,6 +477,10 @@ class Worker(Listener):
         if local is None or local.closed or local.paused or self._claimer.held_up or self._claimer.failing:
             return False
         return local.load + count <= local.concurrency
+
+    def expect(self, counts: Mapping[int, int]) -> Birth | None:
+        """Keeps places for rows that are about to be inserted, so many of each lane; None: they are to be claimed."""
+        return self._births.expect(counts)
 
     def _full(self, queue: LocalQueue) -> None:
         """A claim came back full and nothing more fits: there may be more, for others to take."""

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import msgspec
 
 from gen_durable._store.operation import Catalog, Operation
 
-__all__ = ["Inserting", "Lane", "LaneKey", "NewInstance", "Placed", "ensure_lanes", "insert_all", "replace_or_insert"]
+__all__ = [
+    "Birth",
+    "Born",
+    "Inserting",
+    "Lane",
+    "LaneKey",
+    "NewInstance",
+    "Placed",
+    "ensure_lanes",
+    "insert_all",
+    "replace_or_insert",
+]
 
 CHUNK_ROWS = 2000
 CHUNK_BYTES = 4_000_000
@@ -50,6 +61,23 @@ class Placed(NamedTuple):
     duplicate: bool
 
 
+class Born(NamedTuple):
+    """A row that is there and claimed already, under rev 0."""
+
+    id: int
+    row: NewInstance
+    at: datetime  # when it was inserted, and due
+
+
+class Birth(Protocol):
+    """A worker's promise to start rows at once: they can be inserted as its claims."""
+
+    worker: int
+
+    def born(self, rows: list[Born]) -> None:
+        """Rows that are the worker's now."""
+
+
 class Inserting(NamedTuple):
     """What became of a call: a place for each row, and whether every statement told somebody."""
 
@@ -84,13 +112,21 @@ def _chunks(rows: Iterable[tuple[int, NewInstance]]) -> Iterator[list[tuple[int,
 
 
 def insert_all(
-    sql: Catalog, rows: list[NewInstance], *, notify: bool = True, soon: float = 60.0, together: bool = False
+    sql: Catalog,
+    rows: list[NewInstance],
+    *,
+    notify: bool = True,
+    soon: float = 60.0,
+    together: bool = False,
+    birth: Birth | None = None,
 ) -> Operation[Inserting]:
     """Inserts rows; answers for each, in the order given.
 
     A row whose key is held by a live instance is not inserted. Each statement inserts in key order, so that two callers
     with the same keys can't deadlock; where all statements of the call share a transaction (``together``), the rows go
-    in key order over all of them, with ids in the order given all the same.
+    in key order over all of them, with ids in the order given all the same. With a ``birth``, rows that are due now
+    come into being claimed where the database agrees, and are handed over as soon as their statement has answered: so
+    never in a transaction, which might not commit.
     """
     told = notify
     placed: dict[int, Placed] = {}
@@ -112,18 +148,26 @@ def insert_all(
         again: list[tuple[int, NewInstance]] = []
         for chunk in _chunks(waiting):
             answer = yield sql["inserting/insert"].bind(
-                rows=_encode([row for _, row in chunk]).decode(), notify=notify, soon=soon
+                rows=_encode([row for _, row in chunk]).decode(),
+                notify=notify,
+                soon=soon,
+                worker=None if birth is None else birth.worker,
             )
             if len(answer) != len(chunk):
                 raise LookupError("a lane is gone: the schema was dropped or replaced under this client; restart it")
             taken: list[tuple[int, NewInstance]] = []
             told = told and bool(answer[0][2])
-            for at, new_id, _ in answer:
+            born: list[Born] = []
+            for at, new_id, _, born_at in answer:
                 place, row = chunk[at - 1]
                 if new_id is None:
                     taken.append((place, row))
                 else:
                     placed[place] = Placed(new_id, duplicate=False)
+                    if born_at is not None:
+                        born.append(Born(new_id, row, born_at))
+            if birth is not None and born:
+                birth.born(born)
             if taken:
                 held = yield sql["inserting/holders"].bind(keys=_encode([row.key for _, row in taken]).decode())
                 holders: dict[str, int] = {row[0]: row[1] for row in held}

@@ -33,6 +33,10 @@ class _LocalWorker:
         """Whether it would start so many rows of the queue at once."""
         raise NotImplementedError
 
+    def expect(self, counts: Mapping[int, int]) -> Any:
+        """Keeps places for so many rows of each lane, to be inserted as its claims; None: it can't promise that."""
+        raise NotImplementedError
+
     def inserted(self, queues: set[str], soonest: float | None) -> None:
         """Rows were inserted."""
         raise NotImplementedError

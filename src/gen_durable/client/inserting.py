@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import msgspec
 
-from gen_durable._store.inserting import LaneKey, NewInstance, insert_all, replace_or_insert
+from gen_durable._store.inserting import Inserting, LaneKey, NewInstance, insert_all, replace_or_insert
 from gen_durable.client.handle import Handle, Inserted
 from gen_durable.client.waiting import WaitingCalls
 from gen_durable.config import LONGEST_POLL
-from gen_durable.errors import ConfigurationError, DuplicateInstance, InvalidArgument, InvalidState
+from gen_durable.errors import (
+    ConfigurationError,
+    DatabaseUnreachable,
+    DuplicateInstance,
+    EngineStateError,
+    InvalidArgument,
+    InvalidState,
+)
 from gen_durable.machine import Machine, MachineSpec, spec_of
 from gen_durable.outcome import Child, check_name, check_priority, check_seconds
 from gen_durable.status import Status
@@ -112,12 +120,21 @@ class InsertingCalls(WaitingCalls):
             row.lane = lanes[lane]
         queues = {lane.queue for _, lane, row in checked if not row.delay}  # "at" may have passed
         later = any(row.delay or row.at is not None for _, _, row in checked)
-        counts = Counter(lane.queue for _, lane, row in checked if not row.delay)
-        others = {queue for queue in queues if self._local is None or not self._local.takes(queue, counts[queue])}
+        rows = [row for _, _, row in checked]
+        birth = None if later or self._local is None else self._local.expect(Counter(row.lane for row in rows))
+        others: set[str] = set()
+        if birth is None:
+            counts = Counter(lane.queue for _, lane, row in checked if not row.delay)
+            others = {queue for queue in queues if self._local is None or not self._local.takes(queue, counts[queue])}
         sent = time.monotonic()
         notify = self._bell.rides_along(others) or later
-        rows = [row for _, _, row in checked]
-        placed, told = await self._session.call(insert_all(self._sql, rows, notify=notify, soon=LONGEST_POLL))
+        placed, told = await self._insert(rows, notify, birth)
+        if birth is not None:
+            others = queues = {
+                lane.queue
+                for (_, lane, _), place in zip(checked, placed, strict=True)
+                if not place.duplicate and place.id not in birth.started
+            }
         if told and len(others) == 1 and not later:
             self._bell.told(others, sent)
         elif not (notify and told):
@@ -130,6 +147,19 @@ class InsertingCalls(WaitingCalls):
             Inserted(self._handle(place.id, row.key, spec), place.duplicate)
             for (spec, _, row), place in zip(checked, placed, strict=True)
         ]
+
+    async def _insert(self, rows: builtins.list[NewInstance], notify: bool, birth: Any) -> Inserting:
+        inserting = insert_all(self._sql, rows, notify=notify, soon=LONGEST_POLL, birth=birth)
+        if birth is None:
+            return await self._session.call(inserting)  # type: ignore[no-any-return]  # as Session.call does
+        try:
+            with birth:
+                return await self._session.call(inserting)  # type: ignore[no-any-return]
+        finally:
+            if birth.late:  # the worker's life has ended in the meantime
+                claims = msgspec.json.encode([{"id": id_, "rev": rev} for id_, rev in sorted(birth.late)]).decode()
+                with contextlib.suppress(DatabaseUnreachable, EngineStateError):  # then others find them
+                    await self._session.fetch(self._sql["claiming/release"].bind(worker=birth.worker, claims=claims))
 
     def _handle(self, instance_id: int, key: str | None, spec: MachineSpec) -> Handle:
         return Handle(instance_id, key, spec.name, cast("Client", self))

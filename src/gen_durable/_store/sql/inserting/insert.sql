@@ -1,15 +1,22 @@
--- Inserts instances; a row whose key is taken is left out.
+-- Inserts instances; a row whose key is taken is left out. Rows that are due now can be born claimed.
 --
 -- Parameters: rows, a JSON list (fields below), sorted by key where a transaction needs more than one statement; notify,
---   whether to wake idle workers; soon, the seconds within which something must be due for timers to be woken.
+--   whether to wake idle workers; soon, the seconds within which something must be due for timers to be woken; worker,
+--   the id of the worker that keeps places for all of these rows (null: none does).
 -- Locks: the new rows, in key order, so that two calls with the same keys in opposite orders can't deadlock; it waits for
 --   another transaction that is just inserting the same key.
--- Index: instances_key decides about duplicates.
--- Guard: the unique index. A reservation of the key (status 9) is in it too; a row of scope 0 collides with nothing.
--- Answer: (place in the list from 1, id or null for a duplicate); a row with an unknown lane is missing from it.
+-- Index: instances_key decides about duplicates; workers' primary key.
+-- Guard: the unique index. A reservation of the key (status 9) is in it too; a row of scope 0 collides with nothing. A row
+--   is born claimed only where a claim would get it: its lane is not paused and the worker is in the workers table. Its
+--   rev is 0, as no claim's is, and that is its fencing token.
+-- Answer: (place in the list from 1, id or null for a duplicate, how many notifications went out, when it was inserted
+--   and due if it was born claimed, else null); a row with an unknown lane is missing from it.
 WITH given AS MATERIALIZED (
     SELECT coalesce(g.own_id, nextval('{schema}.instances_id_seq')) AS id, g.*,
-        coalesce(g.at, {clock} + make_interval(secs => coalesce(g.delay, 0))) AS due_at
+        coalesce(g.at, {clock} + make_interval(secs => coalesce(g.delay, 0))) AS due_at,
+        CASE WHEN g.at IS NULL AND coalesce(g.delay, 0) = 0 AND NOT l.paused THEN (
+            SELECT k.id FROM {schema}.workers k WHERE k.id = %(worker)s::int
+        ) END AS worker
     FROM ROWS FROM (
         json_to_recordset(%(rows)s::json) AS (
             lane int, step text, state jsonb, key text, priority smallint, delay double precision, at timestamptz,
@@ -23,9 +30,11 @@ WITH given AS MATERIALIZED (
 ),
 fresh AS (
     INSERT INTO {schema}.instances (
-        id, due_at, inserted_at, updated_at, lane, status, priority, step, key, scope, parent_id, parent_spawn, state
+        id, due_at, inserted_at, updated_at, lane, worker, status, priority, step, key, scope, parent_id, parent_spawn,
+        state
     )
-    SELECT g.id, g.due_at, {clock}, {clock}, g.lane, CASE WHEN g.due_at > {clock} THEN 1 ELSE 0 END,
+    SELECT g.id, g.due_at, {clock}, {clock}, g.lane, g.worker,
+        CASE WHEN g.due_at > {clock} THEN 1 WHEN g.worker IS NULL THEN 0 ELSE 2 END,
         coalesce(g.priority, 0), g.step, g.key, g.scope, g.parent_id, g.parent_spawn, g.state
     FROM given g
     ORDER BY g.key COLLATE "C", g.id
@@ -45,6 +54,6 @@ told AS (
     ) t
     WHERE %(notify)s::boolean
 )
-SELECT g.place, f.id, (SELECT count(*) FROM told) AS told
+SELECT g.place, f.id, (SELECT count(*) FROM told) AS told, CASE WHEN f.status = 2 THEN f.due_at END AS born_at
 FROM given g
 LEFT JOIN fresh f ON f.id = g.id
