@@ -14,6 +14,7 @@ from harness import Chaos, until
 from proxy import Proxy
 
 from gen_durable import Engine
+from gen_durable.errors import DatabaseUnreachable
 from gen_durable.events import CommitEvent, ReconnectEvent, StaleEvent
 
 pytestmark = pytest.mark.crash
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.crash
 # What a statement's parameters contain: the outcomes of a commit, the wants of a claim.
 COMMIT = b'"took":'
 CLAIM = b'"pool":'
-INSERT = b'"step":"quick"'
+INSERT = b'"state":{"n":77}'
 PAST = datetime(2020, 1, 1, tzinfo=UTC)  # a row with a time of its own is not born claimed
 
 
@@ -135,6 +136,32 @@ async def test_the_rows_of_a_claim_whose_answer_is_lost_are_given_back(
         # Long before the lease is over: they are looked for as soon as the link is there again.
         assert time.monotonic() - began < 5
     assert chaos.rows("SELECT max(attempt), max(crashes), count(*) FROM {schema}.finished") == [(0, 0, 61)]
+
+
+@pytest.mark.parametrize("trick", ["lose answer", "lose question"])
+async def test_an_insert_whose_answer_is_lost_leaves_no_row_behind_that_nobody_runs(
+    watch: Callable[..., Watched], chaos: Chaos, proxy: Proxy, trick: Any
+) -> None:
+    """R25, R27: the row is there, born as a claim of this worker, which never heard of it: it runs at once."""
+    watched = watch()
+    async with watched.engine as engine:
+        await (await engine.insert(quick.bind(n=0))).result(timeout=10)
+        for n in range(10):  # until nothing is announced any more, and rows are born claimed
+            await (await engine.insert(quick.bind(n=n))).result(timeout=10)
+        rule = proxy.on(INSERT, trick)
+        began = time.monotonic()
+        with pytest.raises(DatabaseUnreachable, match="may or may not"):
+            await engine.insert(quick.bind(n=77))
+        assert rule.done.is_set()
+        if trick == "lose answer":
+            await until(lambda: chaos.rows("SELECT id FROM {schema}.finished WHERE result = '77'"))
+            assert time.monotonic() - began < 5
+        else:
+            await (await engine.insert(quick.bind(n=1))).result(timeout=10)
+    assert chaos.rows("SELECT id FROM {schema}.instances") == []
+    ran = chaos.rows("SELECT rev FROM {schema}.finished WHERE result = '77'")
+    assert ran == ([(3,)] if trick == "lose answer" else []), "born, given back, claimed, done"
+    assert chaos.rows("SELECT max(attempt), max(crashes) FROM {schema}.finished") == [(0, 0)]
 
 
 async def test_connections_that_are_cut_all_the_time_lose_nothing(

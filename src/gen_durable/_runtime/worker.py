@@ -266,7 +266,7 @@ class Worker(Listener):
                 if queue.buffer:
                     await self._bounded(self._claimer.give_back(queue), until)
             remaining = until - time.monotonic()
-            if not (self._held or births.under_way) or remaining <= 0:
+            if not (self._held or births.under_way or births.unsure) or remaining <= 0:
                 return
             left = asyncio.create_task(self._left.wait())
             await asyncio.wait([left, hurry], timeout=remaining, return_when="FIRST_COMPLETED")
