@@ -126,7 +126,7 @@ async def test_an_insert_waits_for_another_one_of_its_key(stage: Stage, committe
         await stage.until_waiting(task, two)
     (second,) = await task
     assert (second is None) is committed
-    assert await stage.run("inserting/holders", keys='["k"]') == [("k", first if committed else second)]
+    assert await stage.run("inserting/holders", keys='["k"]') == [("k", first if committed else second, 0)]
 
 
 async def test_an_insert_waits_for_the_end_of_the_keys_holder(stage: Stage) -> None:

@@ -127,4 +127,4 @@ async def test_the_client_finds_holders_of_many_keys(stage: Stage) -> None:
     keys = [f"k{n}" for n in range(100)]
     placed = await stage.insert(*[{"lane": lane, "key": key} for key in keys])
     rows = await stage.run("inserting/holders", keys=encode([*keys, "none"]))
-    assert dict(rows) == dict(zip(keys, placed, strict=True))
+    assert {key: id_ for key, id_, _ in rows} == dict(zip(keys, placed, strict=True))

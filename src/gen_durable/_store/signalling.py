@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import msgspec
+
 from gen_durable._store.inserting import NewInstance, insert_all
 from gen_durable._store.operation import Catalog, Operation
 from gen_durable.errors import DuplicateInstance
 
 __all__ = ["Delivery", "NewSignal", "deliver", "deliver_or_insert"]
+
+RESERVED = 9  # the status of a row that only holds the key of an instance which has ended
 
 
 class NewSignal(NamedTuple):
@@ -69,6 +73,6 @@ def deliver_or_insert(
             delivery = yield from deliver(sql, place.id, signal, notify=False)
             assert delivery is not None  # its row is ours until the end of the transaction
             return delivery._replace(woken=not row.delay, told=inserted.told, started=True)
-        ended = yield sql["reading/by_id"].bind(id=place.id)
-        if ended and ended[0][18] is not None:
-            raise DuplicateInstance(row.key, place.id)  # its key is reserved beyond its end
+        held = yield sql["inserting/holders"].bind(keys=msgspec.json.encode([row.key]).decode())
+        if held and held[0][2] == RESERVED:
+            raise DuplicateInstance(row.key, held[0][1])

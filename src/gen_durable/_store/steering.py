@@ -54,15 +54,8 @@ def cancel_children(sql: Catalog, parent: int, spawn: int, reason: bytes, *, kee
 
 
 def _descend(sql: Catalog, parents: list[int], spawn: int | None) -> Operation[list[int]]:
-    found: list[int] = []
-    listed = msgspec.json.encode(parents).decode()
-    while True:
-        rows = yield sql["steering/descend"].bind(
-            parents=listed, spawn=spawn, after=found[-1] if found else -(2**63), batch=BATCH
-        )
-        found += [row[0] for row in rows]
-        if len(rows) < BATCH:
-            return found
+    rows = yield sql["steering/descend"].bind(parents=msgspec.json.encode(parents).decode(), spawn=spawn)
+    return sorted(row[0] for row in rows)
 
 
 def children(sql: Catalog, parent: int, spawn: int) -> Operation[list[ChildResult]]:

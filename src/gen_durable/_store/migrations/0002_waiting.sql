@@ -63,6 +63,20 @@ BEGIN
     );
 END $$;
 
+-- The signals that a claim hands over; volatile for the same reason.
+CREATE FUNCTION {schema}.read_inbox(of_instance bigint) RETURNS jsonb LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    RETURN (
+        SELECT jsonb_agg(
+            jsonb_build_object(
+                'id', s.id, 'status', s.status, 'sent_at', s.sent_at, 'name', s.name, 'payload', s.payload
+            ) ORDER BY s.id
+        )
+        FROM {schema}.signals s
+        WHERE s.instance_id = of_instance AND s.status < 2
+    );
+END $$;
+
 -- Empties the inbox of an instance that has just ended, and answers with what was in it; volatile for the same reason.
 CREATE FUNCTION {schema}.empty_inbox(of_instance bigint) RETURNS jsonb LANGUAGE plpgsql VOLATILE AS $$
 DECLARE

@@ -5,7 +5,8 @@
 --   whether the lane is the only one of its pool (then its rows need no merging).
 -- Locks: the picked rows FOR NO KEY UPDATE SKIP LOCKED, in index order; it never waits for a row.
 -- Answer: the rows; the last column is null but for a row with an inbox, an await or a spawn: {awaits, spawn, left, spare,
---   rest, signals}. A signal that woke the row is in it, because it committed with the wake-up.
+--   rest, signals}. A signal that woke the row is in it: the inbox is read under the row's lock, by a function that sees
+--   what has committed since this statement began. (Since then others may have run the row, parked it and woken it.)
 -- Index: instances_ready, once per lane; rows that are not due, parked, blocked, executing or terminal are not in it;
 --   workers' primary key; signals' primary key.
 -- Guard: SKIP LOCKED under the status filter: of two workers that race for a row one gets it, the other passes by. The
@@ -60,14 +61,6 @@ RETURNING i.id, i.rev, i.lane, i.step, i.state, i.attempt, i.crashes, i.priority
         THEN jsonb_build_object(
             'awaits', i.awaits, 'spawn', i.spawn, 'left', i.children_left, 'spare', i.children_spare,
             'rest', i.cancel_rest,
-            'signals', (
-                SELECT jsonb_agg(
-                    jsonb_build_object(
-                        'id', s.id, 'status', s.status, 'sent_at', s.sent_at, 'name', s.name, 'payload', s.payload
-                    ) ORDER BY s.id
-                )
-                FROM {schema}.signals s
-                WHERE s.instance_id = i.id AND s.status < 2
-            )
+            'signals', CASE WHEN i.inbox IS NOT NULL THEN {schema}.read_inbox(i.id) END
         )
     END

@@ -134,13 +134,15 @@ handed AS MATERIALIZED (
 consumed AS (
     DELETE FROM {schema}.signals s
     USING handed h
-    WHERE h.status = 2 AND s.instance_id = h.instance_id AND s.id = h.id AND s.dedup_key IS NULL
+    WHERE h.status = 2 AND s.instance_id = ANY (ARRAY[h.instance_id]) AND s.id >= h.id AND s.id <= h.id
+        AND s.dedup_key IS NULL
 ),
 marked AS (
     UPDATE {schema}.signals s
     SET status = h.status, payload = CASE WHEN h.status = 1 THEN s.payload END
     FROM handed h
-    WHERE s.instance_id = h.instance_id AND s.id = h.id AND (h.status = 1 OR s.dedup_key IS NOT NULL)
+    WHERE s.instance_id = ANY (ARRAY[h.instance_id]) AND s.id >= h.id AND s.id <= h.id
+        AND (h.status = 1 OR s.dedup_key IS NOT NULL)
 ),
 counted AS MATERIALIZED (
     SELECT e.parent_id, e.parent_spawn, count(*) AS ends, count(*) FILTER (WHERE e.kind = 3) AS good
@@ -159,7 +161,7 @@ joined AS (
         children_left = p.children_left - CASE WHEN p.children_spare IS NULL THEN c.ends ELSE c.good END,
         children_spare = p.children_spare - (c.ends - c.good)
     FROM counted c
-    WHERE p.id = ANY (ARRAY[c.parent_id]) AND p.status = 4 AND p.spawn = c.parent_spawn
+    WHERE p.id >= c.parent_id AND p.id <= c.parent_id AND p.status = 4 AND p.spawn = ANY (ARRAY[c.parent_spawn])
     RETURNING p.id, p.status, p.lane
 ),
 told AS (

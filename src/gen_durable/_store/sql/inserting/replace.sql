@@ -1,8 +1,8 @@
 -- Replaces what waits under a key and was never claimed, by a new row's content; its id stays.
 --
--- Parameters: row, a JSON list of one (fields as in insert.sql); notify; soon, as in insert.sql.
+-- Parameters: key; row, a JSON list of one (fields as in insert.sql); notify; soon, as in insert.sql.
 -- Locks: the row; it waits for a claim in progress.
--- Index: instances_key; see claim.sql for the form of the condition.
+-- Index: instances_key, by both columns: a row of scope 0 is not meant.
 -- Guard: status and rev, read under the lock: a row that was claimed, or is a child that its parent waits for, stays.
 -- Answer: the id; no row where nothing was replaced.
 WITH given AS MATERIALIZED (
@@ -16,8 +16,8 @@ replaced AS (
     SET lane = g.lane, step = g.step, state = g.state, priority = coalesce(g.priority, 0), scope = g.scope,
         due_at = g.due_at, status = CASE WHEN g.due_at > {clock} THEN 1 ELSE 0 END, updated_at = {clock}
     FROM given g
-    WHERE i.key = ANY (ARRAY[g.key]) AND i.status IN (0, 1) AND i.rev = 0 AND i.scope IS DISTINCT FROM 0
-        AND i.parent_id IS NULL
+    WHERE i.key = %(key)s::text AND (CASE WHEN i.scope = 0 THEN i.id ELSE 0 END) = 0
+        AND i.status IN (0, 1) AND i.rev = 0 AND i.parent_id IS NULL
     RETURNING i.id, i.lane, i.status, i.due_at
 ),
 told AS (

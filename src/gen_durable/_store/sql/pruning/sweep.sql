@@ -13,7 +13,8 @@ WITH gone AS (
         WHERE s.expires_at <= {clock} AND (
             s.parent_id IS NULL OR NOT EXISTS (
                 SELECT 1 FROM {schema}.instances p
-                WHERE p.id = s.parent_id AND p.spawn = s.parent_spawn AND p.children_left IS NOT NULL
+                WHERE p.id = ANY (ARRAY[s.parent_id]) AND p.spawn = ANY (ARRAY[s.parent_spawn])
+                    AND p.children_left IS NOT NULL
             )
         )
         ORDER BY s.expires_at LIMIT %(batch)s::int FOR UPDATE SKIP LOCKED
@@ -27,7 +28,8 @@ lost AS (
         WHERE s.expires_at <= {clock} AND (
             s.parent_id IS NULL OR NOT EXISTS (
                 SELECT 1 FROM {schema}.instances p
-                WHERE p.id = s.parent_id AND p.spawn = s.parent_spawn AND p.children_left IS NOT NULL
+                WHERE p.id = ANY (ARRAY[s.parent_id]) AND p.spawn = ANY (ARRAY[s.parent_spawn])
+                    AND p.children_left IS NOT NULL
             )
         )
         ORDER BY s.expires_at LIMIT %(batch)s::int FOR UPDATE SKIP LOCKED

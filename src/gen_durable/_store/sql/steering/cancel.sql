@@ -14,7 +14,7 @@ WITH given AS MATERIALIZED (
 family AS MATERIALIZED (
     SELECT g.id FROM given g
     UNION
-    SELECT i.parent_id FROM given g JOIN {schema}.instances i ON i.id = ANY (ARRAY[g.id]) WHERE i.parent_id IS NOT NULL
+    SELECT i.parent_id FROM given g JOIN {schema}.instances i ON i.id >= g.id AND i.id <= g.id
     ORDER BY 1
 ),
 locked AS MATERIALIZED (
@@ -71,7 +71,7 @@ joined AS (
         children_left = p.children_left - CASE WHEN p.children_spare IS NULL THEN c.ends ELSE 0 END,
         children_spare = p.children_spare - c.ends
     FROM counted c
-    WHERE p.id = ANY (ARRAY[c.parent_id]) AND p.status = 4 AND p.spawn = c.parent_spawn
+    WHERE p.id >= c.parent_id AND p.id <= c.parent_id AND p.status = 4 AND p.spawn = ANY (ARRAY[c.parent_spawn])
     RETURNING p.id, p.status, p.lane
 ),
 told AS (

@@ -8,11 +8,14 @@
 --   join that still waits for its spawn counts it as live again.
 -- Answer: (id, lane, notifications), or no row: there is no failed or cancelled instance of this id. A key that another
 --   instance has taken meanwhile is a unique violation.
-WITH kin AS MATERIALIZED (
+WITH child AS MATERIALIZED (
+    SELECT f.parent_id FROM {schema}.finished f WHERE f.id = %(id)s::bigint
+),
+kin AS MATERIALIZED (
     SELECT p.id
-    FROM {schema}.finished f
-    JOIN {schema}.instances p ON p.id = ANY (ARRAY[f.parent_id])
-    WHERE f.id = %(id)s::bigint AND p.status = 4
+    FROM child c
+    JOIN {schema}.instances p ON p.id >= c.parent_id AND p.id <= c.parent_id
+    WHERE p.status = 4
     FOR NO KEY UPDATE OF p
 ),
 gone AS (
@@ -57,7 +60,7 @@ uncounted AS (
     SET children_left = p.children_left + CASE WHEN p.children_spare IS NULL THEN 1 ELSE 0 END,
         children_spare = p.children_spare + 1
     FROM gone g
-    WHERE p.id = ANY (ARRAY[g.parent_id]) AND p.status = 4 AND p.spawn = g.parent_spawn
+    WHERE p.id >= g.parent_id AND p.id <= g.parent_id AND p.status = 4 AND p.spawn = ANY (ARRAY[g.parent_spawn])
 ),
 told AS (
     SELECT pg_notify('{channel}', CASE WHEN b.status = 0 THEN 'q:' || l.queue ELSE 't:' END)
