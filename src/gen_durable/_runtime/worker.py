@@ -19,10 +19,11 @@ from gen_durable._runtime.held import Held, LocalQueue
 from gen_durable._runtime.link import Link, LinkDown
 from gen_durable._runtime.maintenance import Pruner, Reaper, Timers
 from gen_durable._runtime.record import BACK, END, Record
+from gen_durable._runtime.schedules import Schedules
 from gen_durable._runtime.threads import DaemonThreads
 from gen_durable._store.inserting import LaneKey, ensure_lanes
 from gen_durable._store.operation import Catalog, drive
-from gen_durable.config import Settings
+from gen_durable.config import LONGEST_POLL, Settings
 from gen_durable.errors import DatabaseError, DatabaseUnreachable
 from gen_durable.events import DrainEvent, Hooks, emit
 from gen_durable.machine import MachineSpec
@@ -122,6 +123,9 @@ class Worker(Listener):
             commits_lag=lambda: self._flusher.failing or self._flusher.waiting > BACKLOG,
         )
         self._timers = Timers(self._service_link, self._sql, poll, self._claimer.announce)
+        # Where notifications come, schedules are asked for only then, and when one is due.
+        look = LONGEST_POLL if self._control.listening else settings.poll_interval
+        self._schedules = Schedules(self._service_link, self._sql, self._hooks, look, self._claimer.announce)
         self._reaper = Reaper(
             self._service_link,
             self._sql,
@@ -179,6 +183,7 @@ class Worker(Listener):
                     claims,
                     group.create_task(self._flusher.run(), name="gen_durable flusher"),
                     group.create_task(self._timers.run(), name="gen_durable timers"),
+                    group.create_task(self._schedules.run(), name="gen_durable schedules"),
                     group.create_task(self._reaper.run(), name="gen_durable reaper"),
                     group.create_task(self._pruner.run(), name="gen_durable pruner"),
                 ]
@@ -287,10 +292,17 @@ class Worker(Listener):
             self._timers.wake()
         elif kind == "q":
             self._claimer.announce(name)
+        elif kind == "s":
+            self._schedules.wake()
         else:
             self._timers.wake()
+            self._schedules.wake()
             self._claimer.announce(None)
             self.lanes_changed()
+
+    def schedules_changed(self) -> None:
+        """The client of this process has made or changed a schedule."""
+        self._schedules.wake()
 
     def lanes_changed(self) -> None:
         """There are new lanes."""

@@ -34,6 +34,10 @@ class _LocalWorker:
         """There are new lanes."""
         raise NotImplementedError
 
+    def schedules_changed(self) -> None:
+        """There are other schedules."""
+        raise NotImplementedError
+
 
 class Base:
     """The state behind the calls; each kind of call is a class of its own, and ``Client`` is all of them."""
