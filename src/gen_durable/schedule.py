@@ -34,6 +34,8 @@ class Schedule:
         catch_up: after a time without any worker: start the ``"last"`` missed occurrence, ``"all"``, or ``"none"``.
         queue: another queue than the machine's.
         priority: by default the machine's.
+        time_field: the name of a field of the instance that gets the occurrence's time (UTC), whatever it holds here;
+            unlike ``ctx.due_at`` it stays over retries.
         paused: whether it is paused when it is made; later that is for ``pause_schedule`` and ``resume_schedule``.
 
     Raises:
@@ -48,6 +50,7 @@ class Schedule:
     catch_up: CatchUp = "last"
     queue: str | None = None
     priority: int | None = None
+    time_field: str | None = None
     paused: bool = False
 
     def __post_init__(self) -> None:
@@ -66,6 +69,8 @@ class Schedule:
             check_name(self.queue, "queue")
         if self.priority is not None:
             check_priority(self.priority, "priority")
+        if self.time_field is not None:
+            check_name(self.time_field, "time_field")
         if not isinstance(self.paused, bool):
             raise InvalidArgument(f"paused={self.paused!r}: use True or False")
 

@@ -147,6 +147,7 @@ class ScheduleInfo:
         cron, every, tz: when it is due: a cron line or an interval, and the time zone of the line.
         catch_up: ``last``, ``all`` or ``none``: what becomes of occurrences that nobody was there to start.
         machine, version, queue, priority, state: what each occurrence starts, and where.
+        time_field: the field of the state that gets the occurrence's time, or None.
         paused_at: since when it is paused, or None.
         next_at: its next occurrence; None when it is paused or never comes again.
         last_at: the latest occurrence that was started at its time or caught up with, or None.
@@ -163,6 +164,7 @@ class ScheduleInfo:
     queue: str
     priority: int
     state: dict[str, Any]
+    time_field: str | None
     paused_at: datetime | None
     next_at: datetime | None
     last_at: datetime | None

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import pytest
 from engine_support import Build, Seen, Sql, ended, eventually, moment
 
-from gen_durable import Context, Done, Engine, Handle, Machine, Next, Schedule, ScheduleInfo, job, step
+from gen_durable import Backoff, Context, Done, Engine, Handle, Machine, Next, Schedule, ScheduleInfo, job, step
 from gen_durable.errors import DuplicateInstance, InvalidArgument, InvalidState, NoSuchSchedule
 from gen_durable.events import ScheduleEvent
 
@@ -446,6 +447,49 @@ async def test_a_schedule_that_can_not_be_started_holds_up_nobody(
             assert "the schedule 'bad' can't be started" in caplog.text
             await sql("UPDATE {s}.schedules SET lane = (SELECT lane FROM {s}.schedules WHERE name = 'fine')")
             await seen.until(lambda found: any(event.name == "bad" for event in found))
+
+
+@job(retry=Backoff(max_attempts=3, initial=0.01, jitter=False))
+async def daily(ctx: Context, price: Decimal, day: datetime | None = None) -> list[Any]:
+    if ctx.attempt < 2:
+        raise RuntimeError("not yet")
+    return [str(price), day, ctx.due_at]
+
+
+class Timed(Machine, name="timed"):
+    day: datetime
+    note: str = ""
+
+    @step
+    async def only(self, ctx: Context) -> Done:
+        return Done(self.day)
+
+
+async def test_a_field_gets_the_occurrence_s_time_and_keeps_it_over_retries(build: Build, sql: Sql) -> None:
+    """``ctx.due_at`` is the time of the try; the field's is the occurrence's. Nothing else of the state changes."""
+    price = Decimal("1.10000000000000000000000000000000001")
+    engine = build(daily, Timed)
+    seen = Seen(engine, "schedule")
+    async with engine:
+        await engine.schedule("s", "* * * * * *", daily.bind(price), time_field="day")
+        event = (await seen.until(len))[0]
+        shown, day, due_at = await engine.result(event.id, timeout=10)
+        assert (shown, datetime.fromisoformat(day)) == (str(price), event.occurrence)
+        assert datetime.fromisoformat(due_at) > event.occurrence
+        await engine.unschedule("s")
+        before = await database_now(sql)
+        await engine.schedule("t", "@daily", Timed(day=before), time_field="day", paused=True)
+        handle = await engine.trigger_schedule("t")
+        assert before <= datetime.fromisoformat(await handle.result(timeout=10)) <= await database_now(sql)
+        assert (await one(engine)).time_field == "day"
+        since = datetime(2026, 3, 3, tzinfo=UTC)
+        assert await engine.backfill_schedule("t", since, since + HOUR) == 1
+        ((id_,),) = await sql("SELECT instance_id FROM {s}.schedule_runs WHERE occurrence = %s", since)
+        assert datetime.fromisoformat(await engine.result(id_, timeout=10)) == since
+        for field, message in [("nope", "has no field 'nope'.* it has: day, note"), ("note", None), ("price", None)]:
+            instance = daily.bind(price) if field == "price" else Timed(day=before)
+            with pytest.raises(InvalidArgument, match=message or "must be able to hold a datetime"):
+                await engine.schedule("wrong", "@daily", instance, time_field=field)
 
 
 async def test_a_key_of_the_same_name_is_no_obstacle(build: Build) -> None:

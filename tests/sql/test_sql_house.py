@@ -132,7 +132,7 @@ async def test_every_statement_runs_with_an_empty_search_path(stage: Stage) -> N
         "key_prefix": None, "limit": 1, "locked": False, "lease": 15.0, "grace": 1.0, "keep": True, "name": "n",
         "host": "h", "pid": 1, "lock": False, "turns": "[]", "schedules": [], "occurrences": [], "instances": [],
         "rev": 0, "next_at": None, "cron": "* * * * *", "every": None, "tz": "UTC", "catch_up": "last", "lane": 1,
-        "priority": 0, "step": "s", "state": "{}", "made_at": dt.datetime.now(dt.UTC),
+        "priority": 0, "step": "s", "state": "{}", "time_field": None, "made_at": dt.datetime.now(dt.UTC),
     }  # fmt: skip
     arrays = {
         "workers/register": {"lanes": [1], "queues": "{}"},

@@ -31,7 +31,7 @@ async def declare(
     """Declares a schedule; answers whether anything was new."""
     given = {"state": b'{"n": 1}', "priority": 0, "catch_up": "all", "paused": False} | changes
     row = NewInstance(await stage.lane(), "one", msgspec.Raw(given["state"]), priority=given["priority"])
-    operation = scheduling.declare(stage.sql, name, times, given["catch_up"], row, paused=given["paused"])
+    operation = scheduling.declare(stage.sql, name, times, given["catch_up"], row, None, paused=given["paused"])
     return await drive(operation, partial(fetch, on or stage.main))
 
 

@@ -106,6 +106,7 @@ def test_a_line_that_does_not_parse_is_refused_with_its_value_and_the_mend(line:
         ({"instance": None}, "give a machine, like"),
         ({"queue": ""}, "queue must not be empty"),
         ({"priority": 40000}, "priority must be from"),
+        ({"time_field": ""}, "time_field must not be empty"),
         ({"paused": 1}, "paused=1"),
     ],
 )

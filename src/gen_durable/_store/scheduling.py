@@ -27,6 +27,7 @@ __all__ = [
     "resume",
     "start_due",
     "trigger",
+    "with_time",
 ]
 
 
@@ -37,11 +38,20 @@ class Template(NamedTuple):
     step: str
     state: bytes
     priority: int
+    time_field: str | None
 
-    def row(self, at: datetime | None, priority: int | None = None) -> NewInstance:
-        """The instance to insert for an occurrence."""
+    def row(self, time: datetime, at: datetime | None, priority: int | None = None) -> NewInstance:
+        """The instance to insert for an occurrence at ``time``, due at ``at`` (None: now)."""
         chosen = self.priority if priority is None else priority
-        return NewInstance(self.lane, self.step, msgspec.Raw(self.state), None, chosen, None, at)
+        state = self.state if self.time_field is None else with_time(self.state, self.time_field, time)
+        return NewInstance(self.lane, self.step, msgspec.Raw(state), None, chosen, None, at)
+
+
+def with_time(state: bytes, field: str, time: datetime) -> bytes:
+    """A stored state with a time in one of its fields; the others stay as they are, to the last digit."""
+    fields = msgspec.json.decode(state, type=dict[str, msgspec.Raw])
+    fields[field] = msgspec.Raw(msgspec.json.encode(time))
+    return msgspec.json.encode(fields)
 
 
 class Due(NamedTuple):
@@ -121,7 +131,7 @@ def start_due(sql: Catalog, turns: Sequence[Turn]) -> Operation[tuple[int, list[
     rows = yield sql["schedules/advance"].bind(turns=msgspec.json.encode(listed).decode())
     templates = {row[0]: Template(*row[1:]) for row in rows}
     wanted = [
-        (turn.schedule.id, at, templates[turn.schedule.id].row(at))
+        (turn.schedule.id, at, templates[turn.schedule.id].row(at, at))
         for turn in turns
         if turn.schedule.id in templates
         for at in turn.occurrences
@@ -151,10 +161,10 @@ def _start(
 
 
 def _found(row: Row) -> Found | None:
-    now, id_, rev, cron, every, tz, anchor, lane, step, state, priority, machine, since, until = row
+    now, id_, rev, cron, every, tz, anchor, lane, step, state, priority, time_field, machine, since, until = row
     if id_ is None:
         return None
-    template = Template(lane, step, state, priority)
+    template = Template(lane, step, state, priority, time_field)
     span = None if since is None else (_utc(since), _utc(until))
     return Found(_utc(now), id_, rev, _times(cron, every, tz), _utc(anchor), template, machine, span)
 
@@ -165,7 +175,9 @@ def find(sql: Catalog, name: str) -> Operation[Found | None]:
     return _found(rows[0])
 
 
-def declare(sql: Catalog, name: str, times: Times, catch_up: str, row: NewInstance, *, paused: bool) -> Operation[bool]:
+def declare(
+    sql: Catalog, name: str, times: Times, catch_up: str, row: NewInstance, time_field: str | None, *, paused: bool
+) -> Operation[bool]:
     """Makes or changes a schedule; whether anything is new."""
     rows = yield sql["schedules/find"].bind(name=name)
     now = _utc(rows[0][0])
@@ -179,6 +191,7 @@ def declare(sql: Catalog, name: str, times: Times, catch_up: str, row: NewInstan
         priority=row.priority,
         step=row.step,
         state=bytes(row.state).decode(),
+        time_field=time_field,
         next_at=times.after(now, now),
         made_at=now,
         paused=paused,
@@ -202,7 +215,7 @@ def trigger(sql: Catalog, name: str) -> Operation[tuple[str, int] | None]:
     found = yield from find(sql, name)
     if found is None:
         return None
-    inserting = yield from insert_all(sql, [found.template.row(None)])
+    inserting = yield from insert_all(sql, [found.template.row(found.now, None)])
     return found.machine, inserting.placed[0].id
 
 
@@ -215,7 +228,7 @@ def backfill(
     if found is None:
         return None
     chosen = choose(found)
-    started = yield from _start(sql, [(found.id, at, found.template.row(at, priority)) for at in chosen])
+    started = yield from _start(sql, [(found.id, at, found.template.row(at, at, priority)) for at in chosen])
     return chosen, len(started)
 
 

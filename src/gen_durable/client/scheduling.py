@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import builtins
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import islice, takewhile
+
+import msgspec
 
 from gen_durable._store import scheduling
 from gen_durable._store.scheduling import Found
@@ -13,7 +15,7 @@ from gen_durable._times import CatchUp
 from gen_durable.client.handle import Handle
 from gen_durable.client.inserting import BulkItem, InsertingCalls, check_at
 from gen_durable.errors import InvalidArgument, NoSuchSchedule
-from gen_durable.machine import Machine
+from gen_durable.machine import Machine, MachineSpec
 from gen_durable.outcome import check_name, check_priority
 from gen_durable.schedule import Schedule
 from gen_durable.snapshot import ScheduleInfo
@@ -38,6 +40,7 @@ class SchedulingCalls(InsertingCalls):
         catch_up: CatchUp = "last",
         queue: str | None = None,
         priority: int | None = None,
+        time_field: str | None = None,
         paused: bool = False,
     ) -> None:
         """Makes a schedule, or changes the one of this name; :class:`gen_durable.Schedule` explains the arguments.
@@ -50,14 +53,16 @@ class SchedulingCalls(InsertingCalls):
             InvalidState: the state can't be stored.
             DatabaseUnreachable: no connection, or it broke.
         """
-        await self._declare(Schedule(name, cron, instance, every, tz, catch_up, queue, priority, paused))
+        await self._declare(Schedule(name, cron, instance, every, tz, catch_up, queue, priority, time_field, paused))
 
     async def _declare(self, given: Schedule) -> None:
         spec, lane, row = self._check(BulkItem(given.instance, queue=given.queue, priority=given.priority))
         row.lane = (await self._lanes_for({lane: spec}))[lane]
+        if given.time_field is not None:
+            _check_time_field(given.name, spec, bytes(row.state), given.time_field)
         times = given.times()
         made = await self._session.call(
-            scheduling.declare(self._sql, given.name, times, given.catch_up, row, paused=given.paused)
+            scheduling.declare(self._sql, given.name, times, given.catch_up, row, given.time_field, paused=given.paused)
         )
         if made:
             self._schedules_changed()
@@ -146,6 +151,19 @@ class SchedulingCalls(InsertingCalls):
             chosen, count = answer
             total += count
         return total
+
+
+def _check_time_field(name: str, spec: MachineSpec, state: bytes, field: str) -> None:
+    known = sorted(msgspec.json.decode(state))
+    if field not in known:
+        raise InvalidArgument(
+            f"the schedule {name!r}: {spec.name} has no field {field!r} for time_field=; it has: "
+            f"{', '.join(known) or 'none'}"
+        )
+    if problem := spec.codec.problem_with(field, datetime(2000, 1, 1, tzinfo=UTC)):
+        raise InvalidArgument(
+            f"the schedule {name!r}: time_field={field!r} of {spec.name} must be able to hold a datetime: {problem}"
+        )
 
 
 def _choose(name: str, after: datetime, end: datetime, found: Found) -> builtins.list[datetime]:

@@ -16,6 +16,7 @@ CREATE TABLE {schema}.schedules (
     priority   smallint    NOT NULL,
     step       text        NOT NULL,
     state      jsonb       NOT NULL,
+    time_field text,                            -- the state's field that gets the occurrence's time
     forgotten  tstzrange,                       -- within it, schedule_runs no longer knows what was started
     created_at timestamptz NOT NULL,
     updated_at timestamptz NOT NULL,
