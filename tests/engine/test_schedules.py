@@ -486,7 +486,7 @@ async def test_a_field_gets_the_occurrence_s_time_and_keeps_it_over_retries(buil
         assert await engine.backfill_schedule("t", since, since + HOUR) == 1
         ((id_,),) = await sql("SELECT instance_id FROM {s}.schedule_runs WHERE occurrence = %s", since)
         assert datetime.fromisoformat(await engine.result(id_, timeout=10)) == since
-        for field, message in [("nope", "has no field 'nope'.* it has: day, note"), ("note", None), ("price", None)]:
+        for field, message in [("nope", "has no field 'nope'.* it has: day, note"), ("price", None)]:
             instance = daily.bind(price) if field == "price" else Timed(day=before)
             with pytest.raises(InvalidArgument, match=message or "must be able to hold a datetime"):
                 await engine.schedule("wrong", "@daily", instance, time_field=field)
