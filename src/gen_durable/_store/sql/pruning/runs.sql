@@ -4,7 +4,7 @@
 -- Parameters: keep (seconds that an occurrence is remembered), batch (rows at most of each kind).
 -- Locks: a schedule's row, FOR NO KEY UPDATE SKIP LOCKED, then rows of its occurrences; nobody else touches those of one that is
 --   gone but another such pass, which passes by.
--- Index: schedule_runs' primary key, schedule_runs_started.
+-- Index: schedule_runs' primary key, schedule_runs_started; see claim.sql for the form of the conditions.
 -- Guard: the schedule's row: no backfill looks between the deletion and the note.
 -- Answer: how many rows went.
 WITH RECURSIVE picked AS MATERIALIZED (
@@ -21,7 +21,7 @@ WITH RECURSIVE picked AS MATERIALIZED (
 old AS (
     DELETE FROM {schema}.schedule_runs d
     WHERE d.ctid = ANY (ARRAY(
-        SELECT r.ctid FROM {schema}.schedule_runs r JOIN picked p ON r.schedule = p.id
+        SELECT r.ctid FROM {schema}.schedule_runs r JOIN picked p ON r.schedule = ANY (ARRAY[p.id])
         WHERE r.started_at <= {clock} - make_interval(secs => %(keep)s::float8)
         ORDER BY r.started_at LIMIT %(batch)s::int
     ))
@@ -42,12 +42,15 @@ remembered AS (  -- the numbers of the schedules that have rows, one probe for e
     SELECT (SELECT min(r.schedule) FROM {schema}.schedule_runs r WHERE r.schedule > k.id)
     FROM remembered k WHERE k.id IS NOT NULL
 ),
+lost AS MATERIALIZED (
+    SELECT k.id FROM remembered k
+    WHERE k.id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM {schema}.schedules s WHERE s.id = k.id)
+    LIMIT 1
+),
 orphans AS (
     DELETE FROM {schema}.schedule_runs d
     WHERE d.ctid = ANY (ARRAY(
-        SELECT r.ctid
-        FROM remembered k JOIN {schema}.schedule_runs r ON r.schedule = k.id
-        WHERE NOT EXISTS (SELECT 1 FROM {schema}.schedules s WHERE s.id = k.id)
+        SELECT r.ctid FROM lost k JOIN {schema}.schedule_runs r ON r.schedule = ANY (ARRAY[k.id])
         LIMIT %(batch)s::int FOR UPDATE OF r SKIP LOCKED
     ))
     RETURNING 1
