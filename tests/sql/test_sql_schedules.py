@@ -127,6 +127,21 @@ async def test_times_computed_from_an_older_definition_start_nothing(stage: Stag
     assert turn.schedule.rev == turns[0].schedule.rev + 1
 
 
+async def test_a_pause_between_look_and_start_is_heeded(stage: Stage) -> None:
+    """R18: who is told that a schedule is paused sees nothing start any more; a start under way is waited for."""
+    await declare(stage)
+    await put_back(stage)
+    turns = await come(stage)
+    worker, pauser = await stage.connect(), await stage.connect()
+    async with worker.transaction(force_rollback=True):
+        await drive(scheduling.start_due(stage.sql, turns), partial(fetch, worker))
+        task = asyncio.create_task(stage.run("schedules/pause", on=pauser, name=NAME))
+        await stage.until_waiting(task, pauser)
+    assert len(await task) == 1
+    assert await start(stage, turns, worker) == (0, [])
+    assert await started(stage) == []
+
+
 async def test_many_schedules_are_moved_in_one_transaction_past_one_that_is_held(stage: Stage) -> None:
     for n in range(3):
         await declare(stage, name=f"s{n}")

@@ -6,6 +6,8 @@ import msgspec
 import pytest
 from sql_stage import Connection, Stage
 
+from gen_durable._store.migrating import latest_version
+
 ALL = "SELECT id, suspect_at IS NOT NULL FROM {schema}.workers ORDER BY id"
 # With so short a lease a server counts as long started; a worker seen "in the future" is not silent all the same.
 QUICK = 0.003
@@ -204,7 +206,7 @@ async def test_the_engines_own_locks_are_not_taken_for_a_workers(stage: Stage, s
 
 
 async def test_the_version_is_the_highest_migration(stage: Stage) -> None:
-    assert await stage.run("workers/version") == [(1,)]
+    assert await stage.run("workers/version") == [(latest_version(),)]
 
 
 async def test_a_row_that_loses_its_worker_again_comes_back_after_a_while(stage: Stage) -> None:
