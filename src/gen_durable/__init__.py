@@ -10,7 +10,8 @@ from gen_durable.job import Job, job
 from gen_durable.machine import Machine, step
 from gen_durable.outcome import Await, Cancel, Done, Next, Outcome, Retry, RetryAfter, Sleep, Spawn, Stop, child
 from gen_durable.retry import Backoff
-from gen_durable.snapshot import Page, QueueCount, QueueInfo, Snapshot, Transition, WorkerInfo
+from gen_durable.schedule import Schedule
+from gen_durable.snapshot import Page, QueueCount, QueueInfo, ScheduleInfo, Snapshot, Transition, WorkerInfo
 
 __all__ = [
     "Await",
@@ -32,6 +33,8 @@ __all__ = [
     "QueueInfo",
     "Retry",
     "RetryAfter",
+    "Schedule",
+    "ScheduleInfo",
     "Signal",
     "Sleep",
     "Snapshot",

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from gen_durable.errors import ConfigurationError
 from gen_durable.machine import MachineSpec, spec_of
 from gen_durable.outcome import MAX_SECONDS, check_name
+from gen_durable.schedule import Schedule
 
 __all__ = ["LONGEST_POLL", "Settings", "database_url_from_environment"]
 
@@ -33,6 +34,7 @@ class Settings:
     embedded: bool | None = None
     machines: tuple[MachineSpec, ...] = ()
     queues: Mapping[str, int] = field(default_factory=lambda: {"default": 50})
+    schedules: tuple[Schedule, ...] = ()
     schema: str = "gen_durable"
     name: str = "default"
     run_ahead: bool = True
@@ -53,6 +55,7 @@ class Settings:
         put = object.__setattr__
         put(self, "machines", _specs(self.machines))
         put(self, "queues", _queues(self.queues))
+        put(self, "schedules", _schedules(self.schedules, self.machines))
         put(self, "retention", _seconds("retention", self.retention, least=0, endless=True))
         for name in ("drain_timeout",):
             put(self, name, _seconds(name, getattr(self, name), least=0))
@@ -105,6 +108,24 @@ def _queues(queues: Mapping[str, int]) -> dict[str, int]:
         check_name(name, f"queues has the name {name!r}: it", error=ConfigurationError)
         _integer(f"queues[{name!r}]", concurrency, 1)
     return dict(queues)
+
+
+def _schedules(schedules: Any, machines: tuple[MachineSpec, ...]) -> tuple[Schedule, ...]:
+    if not isinstance(schedules, Iterable) or isinstance(schedules, str | Mapping):
+        raise ConfigurationError(f"schedules={schedules!r}: give a list of Schedule(...)")
+    known: dict[str, Schedule] = {}
+    for given in schedules:
+        if not isinstance(given, Schedule):
+            raise ConfigurationError(f"schedules has {given!r}: give Schedule(name, cron, instance, ...)")
+        if known.setdefault(given.name, given) is not given:
+            raise ConfigurationError(f"two schedules have the name {given.name!r}: give one another name")
+        spec = spec_of(given.instance)
+        if spec not in machines:
+            raise ConfigurationError(
+                f"the schedule {given.name!r} starts {spec.name} version {spec.version}, which is not among the "
+                "engine's machines: add it to machines="
+            )
+    return tuple(known.values())
 
 
 def _integer(name: str, value: Any, least: int, most: int = 2**31 - 1) -> None:

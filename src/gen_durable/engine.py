@@ -21,6 +21,7 @@ from gen_durable.client import Client
 from gen_durable.config import Settings, database_url_from_environment
 from gen_durable.errors import ConfigurationError, EngineStateError
 from gen_durable.events import EventName, Hooks
+from gen_durable.schedule import Schedule
 
 __all__ = ["Engine"]
 
@@ -52,6 +53,7 @@ class Engine(Client):
     machines            ()                         The machine and job classes and functions it knows
     queues              {"default": 50}            The queues it runs and how many steps of each at once;
                                                    {}: none (a web node)
+    schedules           ()                         The schedules that it makes sure of when it starts
     schema              "gen_durable"              The Postgres schema
     name                "default"                  The engine's name: in logs and in the workers table
     run_ahead           True                       Run the next step at once after its commit
@@ -85,6 +87,7 @@ class Engine(Client):
         embedded: bool | None = None,
         machines: Iterable[Any] = (),
         queues: Mapping[str, int] | None = None,
+        schedules: Iterable[Schedule] = (),
         schema: str = "gen_durable",
         name: str = "default",
         run_ahead: bool = True,
@@ -108,6 +111,7 @@ class Engine(Client):
             embedded=embedded,
             machines=machines,  # type: ignore[arg-type]  # specs there
             queues={"default": 50} if queues is None else queues,
+            schedules=schedules,  # type: ignore[arg-type]  # a tuple there
             schema=schema,
             name=name,
             run_ahead=run_ahead,
@@ -198,6 +202,8 @@ class Engine(Client):
             if self._uses_embedded(url):
                 await self.migrate()
             await self._session.open(url)
+            for schedule in self._settings.schedules:
+                await self._declare(schedule)
         except BaseException:
             await self._disconnect()
             raise

@@ -12,6 +12,7 @@
     ├── StateDecodeError         a stored state does not fit its machine any more
     ├── DuplicateInstance        the key is taken (carries the existing id)
     ├── NoSuchInstance           no instance has this id or key
+    ├── NoSuchSchedule           no schedule has this name
     ├── InstanceFailed           the awaited instance ended as failed (carries its error)
     ├── InstanceCancelled        the awaited instance was cancelled
     ├── StillRunning             the wait timed out; the instance goes on (also a TimeoutError)
@@ -45,6 +46,7 @@ __all__ = [
     "InvalidPayload",
     "InvalidState",
     "NoSuchInstance",
+    "NoSuchSchedule",
     "SchemaMissing",
     "SchemaVersionError",
     "StateDecodeError",
@@ -115,6 +117,18 @@ class NoSuchInstance(GenDurableError):
         else:
             super().__init__(f"there is no instance with {what}; it never existed or its retention has passed")
         self.target = target
+
+
+class NoSuchSchedule(GenDurableError):
+    """No schedule has this name.
+
+    Attributes:
+        name: the name that was asked for.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"there is no schedule {name!r}; `gen-durable schedule list` shows those that there are")
+        self.name = name
 
 
 class InstanceFailed(GenDurableError):

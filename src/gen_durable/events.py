@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Literal, TypeAlias, get_args
 
 from gen_durable.errors import ConfigurationError
@@ -21,6 +22,7 @@ __all__ = [
     "Hooks",
     "ReapedEvent",
     "ReconnectEvent",
+    "ScheduleEvent",
     "StaleEvent",
     "StepEvent",
     "WorkerDeadEvent",
@@ -28,7 +30,9 @@ __all__ = [
 
 log = logging.getLogger("gen_durable")
 
-EventName: TypeAlias = Literal["step", "claim", "commit", "stale", "reaped", "worker_dead", "drain", "reconnect"]
+EventName: TypeAlias = Literal[
+    "step", "claim", "commit", "stale", "reaped", "worker_dead", "drain", "reconnect", "schedule"
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +118,21 @@ class ReconnectEvent:
     took: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleEvent:
+    """This worker has started one occurrence of a schedule.
+
+    Attributes:
+        name: the schedule's.
+        occurrence: the time that it was due at.
+        id: the instance that was inserted for it.
+    """
+
+    name: str
+    occurrence: datetime
+    id: int
+
+
 Hook: TypeAlias = Callable[[Any], None]
 
 
@@ -134,6 +153,7 @@ class Hooks:
     worker_dead: list[Hook]
     drain: list[Hook]
     reconnect: list[Hook]
+    schedule: list[Hook]
 
     def add(self, event: str, hook: Hook) -> None:
         """Registers a hook.

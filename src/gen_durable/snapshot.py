@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
-__all__ = ["Page", "QueueCount", "QueueInfo", "Snapshot", "Transition", "WorkerInfo"]
+__all__ = ["Page", "QueueCount", "QueueInfo", "ScheduleInfo", "Snapshot", "Transition", "WorkerInfo"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,3 +144,42 @@ class WorkerInfo:
     started_at: datetime
     seen_at: datetime
     silent: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleInfo:
+    """A schedule as it was when it was read.
+
+    Attributes:
+        name: its name.
+        cron, every, tz: when it is due: a cron line or an interval, and the time zone of the line.
+        catch_up: ``last``, ``all`` or ``none``: what becomes of occurrences that nobody was there to start.
+        machine, version, queue, priority, state: what each occurrence starts, and where.
+        time_field: the field of the state that gets the occurrence's time, or None.
+        paused_at: since when it is paused, or None.
+        next_at: its next occurrence; None when it is paused or never comes again.
+        last_at: the latest occurrence that was started at its time or caught up with, or None.
+        created_at, updated_at: when it was made and last changed, by the database's clock.
+    """
+
+    name: str
+    cron: str | None
+    every: timedelta | None
+    tz: str
+    catch_up: str
+    machine: str
+    version: int
+    queue: str
+    priority: int
+    state: dict[str, Any]
+    time_field: str | None
+    paused_at: datetime | None
+    next_at: datetime | None
+    last_at: datetime | None
+    created_at: datetime
+    updated_at: datetime
+
+    @property
+    def paused(self) -> bool:
+        """Whether it is paused."""
+        return self.paused_at is not None

@@ -114,6 +114,27 @@ async def test_everything_works_through_a_transaction_pooler(
     quiet(chaos)
 
 
+async def test_schedules_through_a_transaction_pooler(
+    chaos: Chaos, build: Callable[..., Engine], pooler: Pooler
+) -> None:
+    """R18, R19: nobody tells of a new schedule, it is found within the poll interval; then each second is on time and
+    started once by one of two workers, in a transaction whose statements share a server process."""
+    await pooler.start()
+    async with build(*MACHINES, url=pooler.url, queues={}) as client:
+        for _ in range(2):
+            await chaos.worker(url=pooler.url, poll_interval=1.0)
+        await client.schedule("s", "* * * * * *", quick.bind(n=1))
+        count = "SELECT count(*) FROM {schema}.schedule_runs"
+        await until(lambda: chaos.rows(count)[0][0] >= 4, 10, why="the first occurrences")
+        await client.pause_schedule("s")
+        await chaos.settled()
+    rows = chaos.rows("SELECT occurrence, started_at, instance_id FROM {schema}.schedule_runs ORDER BY 1")
+    assert [(at - rows[0][0]).total_seconds() for at, _, _ in rows] == list(range(len(rows)))
+    assert max((started - at).total_seconds() for at, started, _ in rows[2:]) < 0.25
+    assert chaos.rows("SELECT id FROM {schema}.finished ORDER BY 1") == [(id_,) for _, _, id_ in rows]
+    quiet(chaos)
+
+
 async def test_a_direct_url_for_listening_brings_wake_ups_and_a_quick_end_of_the_dead(
     chaos: Chaos, build: Callable[..., Engine], pooler: Pooler
 ) -> None:

@@ -13,7 +13,7 @@ import pytest
 from engine_support import Build, Seen, Sql, ended, eventually, moment
 
 from gen_durable import Context, Done, Engine, Machine, Next, job, step
-from gen_durable._store.migrating import latest_version
+from gen_durable._store.migrating import latest_version, migrations
 from gen_durable.errors import (
     ConfigurationError,
     DatabaseUnreachable,
@@ -187,6 +187,7 @@ async def test_a_missing_schema_is_refused_with_the_command_to_run(
 
 async def test_another_schema_version_is_refused(build: Build, sql: Sql) -> None:
     """Section 11: an engine that meets an older or newer schema refuses to start and says what to do."""
+    await sql("DELETE FROM {s}.migrations WHERE version > 1")
     for version, message in ((0, "run `gen-durable migrate"), (latest_version() + 1, "upgrade gen-durable")):
         await sql("DELETE FROM {s}.migrations")
         await sql("INSERT INTO {s}.migrations (version, name) VALUES (%s, 'other')", version)
@@ -206,7 +207,7 @@ async def test_migrating_twice_and_from_many_tasks_at_once_is_one_migration(data
     """Section 11: safe to run twice and concurrently; who comes second finds nothing to do."""
     engines = [Engine(database_url, machines=[noop], schema=schema, name=f"{schema}{n}") for n in range(6)]
     ran = await asyncio.gather(*(engine.migrate() for engine in engines))
-    assert sorted(map(len, ran)) == [0, 0, 0, 0, 0, latest_version()]
+    assert sorted(map(len, ran)) == [0, 0, 0, 0, 0, len(migrations(schema))]
     assert await engines[0].migrate() == []
     async with engines[0] as engine:
         assert await (await engine.insert(noop.bind(n=1))).result(timeout=10) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 from importlib.resources import files
 from pathlib import Path
@@ -67,7 +68,8 @@ def test_every_table_is_named_with_its_schema(path: Path) -> None:
     body = re.sub(r"'(?:[^']|'')*'", "''", body_of(path.read_text("utf-8")))
     made = re.findall(r"CREATE (?:TABLE|VIEW|FUNCTION)\s+(?!\{schema\})(\S+)", body)
     assert made == []
-    ours = r"(?:lanes|queues|workers|instances|finished\w*|transitions\w*|all_instances|migrations)"
+    ours = r"(?:lanes|queues|workers|instances|finished\w*|transitions\w*|schedules|schedule_runs|all_instances"
+    ours += "|migrations)"
     for match in re.finditer(rf"\b(?:FROM|JOIN|UPDATE|INTO|TABLE|OF|LIKE|ON)\s+({ours})\b(?!\s*\()", body):
         local = re.search(rf"\b{match[1]}\s+(?:AS\s+(?:NOT\s+)?(?:MATERIALIZED\s+)?\()", body)
         assert local, f"{match[0]!r} has no schema"
@@ -128,9 +130,15 @@ async def test_every_statement_runs_with_an_empty_search_path(stage: Stage) -> N
         "rows": "[]", "notify": True, "soon": 1.0, "batch": 10, "queues": ["q"], "queue": "q", "paused": True,
         "messages": ["t:"], "lanes": "[]", "id": 1, "key": "k", "before": None, "machine": None, "statuses": None,
         "key_prefix": None, "limit": 1, "locked": False, "lease": 15.0, "grace": 1.0, "keep": True, "name": "n",
-        "host": "h", "pid": 1, "lock": False,
+        "host": "h", "pid": 1, "lock": False, "turns": "[]", "schedules": [], "occurrences": [], "instances": [],
+        "rev": 0, "next_at": None, "cron": "* * * * *", "every": None, "tz": "UTC", "catch_up": "last", "lane": 1,
+        "priority": 0, "step": "s", "state": "{}", "time_field": None, "made_at": dt.datetime.now(dt.UTC),
     }  # fmt: skip
-    arrays = {"workers/register": {"lanes": [1], "queues": "{}"}, "workers/heartbeat": {"lanes": [1]}}
+    arrays = {
+        "workers/register": {"lanes": [1], "queues": "{}"},
+        "workers/heartbeat": {"lanes": [1]},
+        "pruning/runs": {"keep": 1.0},
+    }
     for name, statement in stage.sql.items():
         given = values | arrays.get(name, {})
         await fetch(connection, statement.bind(**{key: given.get(key) for key in statement.parameters}))

@@ -17,7 +17,6 @@ from gen_durable._store.signalling import Delivery, NewSignal, deliver_or_insert
 from gen_durable.errors import DuplicateInstance
 
 
-
 async def held(stage: Stage, **row: Any) -> tuple[int, int, int]:
     """A claimed row: its id, its rev, its lane."""
     lane = await stage.lane()
@@ -318,9 +317,7 @@ async def finish(stage: Stage, id_: int, rev: int, how: str, on: Connection | No
 @pytest.mark.parametrize("how", ["commit", "cancel"])
 @pytest.mark.parametrize("by", ["id", "key"])
 @pytest.mark.parametrize("scope", [None, 1 << 6 | 1 << 8])
-async def test_a_signal_that_waits_for_the_end_finds_nobody(
-    stage: Stage, how: str, by: str, scope: int | None
-) -> None:
+async def test_a_signal_that_waits_for_the_end_finds_nobody(stage: Stage, how: str, by: str, scope: int | None) -> None:
     """R12: it stores nothing, and answers with nothing; a reserved key is nobody too."""
     id_, rev, _ = await held(stage, key="k", scope=scope)
     worker, client = await stage.connect(), await stage.connect()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gen_durable import Engine, job
+from gen_durable import Engine, Schedule, job
 from gen_durable._runtime import control, link
 from gen_durable._store import connection
 from gen_durable._store.operation import Request, Row
@@ -82,8 +82,16 @@ async def test_a_backlog_costs_one_statement_a_batch(build: Callable[..., Engine
 async def test_an_idle_worker_is_quiet(build: Callable[..., Engine], sent: Sent) -> None:
     """Fewer than two statements a second in total, with every default."""
     seconds = 5.0
-    started = {"claiming/claim", "timing/promote", "workers/reap", "workers/heartbeat", "pruning/sweep"}
-    async with build(nothing), asyncio.timeout(30):
+    started = {
+        "claiming/claim",
+        "timing/promote",
+        "workers/reap",
+        "workers/heartbeat",
+        "pruning/sweep",
+        "schedules/due",
+    }
+    schedules = [Schedule("yearly", "@yearly", nothing.bind(n=1))]
+    async with build(nothing, schedules=schedules), asyncio.timeout(30):
         while not started <= sent.keys():
             await asyncio.wait_for(sent.more.wait(), 10)
             sent.more.clear()
@@ -93,3 +101,4 @@ async def test_an_idle_worker_is_quiet(build: Callable[..., Engine], sent: Sent)
         during = Counter(sent) - before
     assert during.total() / seconds < 2, during
     assert during["workers/heartbeat"] >= 1
+    assert during["schedules/due"] == 0  # they are looked at when one is due or changed, and once a minute

@@ -103,10 +103,12 @@ def test_every_command_option_and_argument_is_documented(path: str, command: cli
 )
 def test_every_command_has_debug(path: str, command: click.Command) -> None:
     own = {name for parameter in command.params for name in parameter.opts}
-    assert "--debug" in own or path == "gen-durable dev"
+    assert "--debug" in own or path in ("gen-durable dev", "gen-durable schedule")
 
 
-@pytest.mark.parametrize("path", ["show", "list", "workers", "queues", "insert", "migrate", "dev status"])
+@pytest.mark.parametrize(
+    "path", ["show", "list", "workers", "queues", "insert", "migrate", "dev status", "schedule list"]
+)
 def test_what_answers_has_json(path: str) -> None:
     found = dict(commands())[f"gen-durable {path}"]
     assert any("--json" in parameter.opts for parameter in found.params)

@@ -20,6 +20,7 @@ __all__ = ["Pruner", "Reaper", "Timers"]
 log = logging.getLogger("gen_durable")
 
 BATCH = 1000
+REMEMBER_SECONDS = 90 * 86_400.0  # that it is known which occurrences of a schedule were started
 RETURN_SECONDS = 3.0  # that workers get to come back after an outage, before a missing lock means anything
 
 
@@ -160,4 +161,5 @@ class Pruner(Service):
                 if rows[0][0]:
                     log.info("dropped the expired partitions %s", ", ".join(rows[0][0]))
         rows = await self._link.fetch(self._sql["pruning/sweep"].bind(batch=BATCH))
-        return 0.05 if rows[0][0] >= BATCH else self._interval
+        runs = await self._link.fetch(self._sql["pruning/runs"].bind(keep=REMEMBER_SECONDS, batch=BATCH))
+        return 0.05 if rows[0][0] >= BATCH or runs[0][0] >= BATCH else self._interval

@@ -21,10 +21,11 @@ from gen_durable._runtime.held import Held, LocalQueue
 from gen_durable._runtime.link import Link, LinkDown
 from gen_durable._runtime.maintenance import Pruner, Reaper, Timers
 from gen_durable._runtime.record import BACK, END, Record
+from gen_durable._runtime.schedules import Schedules
 from gen_durable._runtime.threads import DaemonThreads
 from gen_durable._store.inserting import LaneKey, NewInstance, ensure_lanes
 from gen_durable._store.operation import Catalog, drive
-from gen_durable.config import Settings
+from gen_durable.config import LONGEST_POLL, Settings
 from gen_durable.context import ChildResult
 from gen_durable.errors import DatabaseError, DatabaseUnreachable, DuplicateInstance
 from gen_durable.events import DrainEvent, Hooks, emit
@@ -129,6 +130,9 @@ class Worker(Listener):
         )
         self._births.open(self.id, self._claimer, self._commits_lag)
         self._timers = Timers(self._service_link, self._sql, poll, self._claimer.announce)
+        # Where notifications come, schedules are asked for only then, and when one is due.
+        look = LONGEST_POLL if self._control.listening else settings.poll_interval
+        self._schedules = Schedules(self._service_link, self._sql, self._hooks, look, self._claimer.announce)
         self._reaper = Reaper(
             self._service_link,
             self._sql,
@@ -189,6 +193,7 @@ class Worker(Listener):
                     claims,
                     group.create_task(self._flusher.run(), name="gen_durable flusher"),
                     group.create_task(self._timers.run(), name="gen_durable timers"),
+                    group.create_task(self._schedules.run(), name="gen_durable schedules"),
                     group.create_task(self._reaper.run(), name="gen_durable reaper"),
                     group.create_task(self._pruner.run(), name="gen_durable pruner"),
                 ]
@@ -317,8 +322,11 @@ class Worker(Listener):
                 self.cancelled(int(instance))
         elif kind == "e":
             self._client._ended(int(name))
+        elif kind == "s":
+            self._schedules.wake()
         else:
             self._timers.wake()
+            self._schedules.wake()
             self._claimer.announce(None)
             self.lanes_changed()
 
@@ -326,6 +334,10 @@ class Worker(Listener):
     def hears(self) -> bool:
         """Whether notifications reach it."""
         return hasattr(self, "_control") and self._control.listening
+
+    def schedules_changed(self) -> None:
+        """The client of this process has made or changed a schedule."""
+        self._schedules.wake()
 
     def lanes_changed(self) -> None:
         """There are new lanes."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import AsyncIterator, Callable, Coroutine
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import rich_click as click
@@ -17,6 +18,7 @@ __all__ = [
     "database_options",
     "debug_option",
     "json_option",
+    "moment",
     "open_client",
     "queue_sizes",
     "run",
@@ -63,6 +65,19 @@ def seconds(value: str) -> float:
     if found is None:
         raise click.BadParameter(f"{value!r} is not a duration: use seconds, or a number with s, m, h or d, like 10m")
     return float(found[1]) * _UNITS[found[2]]
+
+
+def moment(option: str, text: str) -> datetime:
+    """A time in ISO 8601, with its offset."""
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise click.UsageError(
+            f"{option} {text!r}: give an ISO 8601 time with its offset, like 2030-01-31T09:00:00Z"
+        ) from None
+    if found.utcoffset() is None:
+        raise click.UsageError(f"{option} {text!r} has no time zone: add its offset, like {text}Z or {text}+01:00")
+    return found
 
 
 def queue_sizes(value: str) -> dict[str, int]:

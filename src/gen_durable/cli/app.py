@@ -18,6 +18,7 @@ from gen_durable.cli.insert import insert
 from gen_durable.cli.migrate import migrate
 from gen_durable.cli.queues import queues
 from gen_durable.cli.reading import list_, show, workers
+from gen_durable.cli.schedules import schedule
 from gen_durable.cli.worker import worker
 from gen_durable.errors import (
     ConfigurationError,
@@ -86,5 +87,5 @@ def root() -> None:
     """
 
 
-for command in (migrate, worker, insert, show, list_, workers, queues, demo, dev, completion):
+for command in (migrate, worker, insert, show, list_, workers, queues, schedule, demo, dev, completion):
     root.add_command(command)

@@ -8,13 +8,12 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from datetime import datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import rich_click as click
 
-from gen_durable.cli._options import debug_option, json_option, run, seconds, start_development, url_option
+from gen_durable.cli._options import debug_option, json_option, moment, run, seconds, start_development, url_option
 from gen_durable.cli._output import progress, write_json
 from gen_durable.cli._target import find_machine, load_engine, reconfigure
 from gen_durable.errors import GenDurableError
@@ -70,7 +69,7 @@ def insert(
     """
     if many is not None and fields is not None:
         raise click.UsageError("give either JSON or --many")
-    options["at"] = _moment(options["at"])
+    options["at"] = None if options["at"] is None else moment("--at", options["at"])
     if options["at"] is not None and options["delay"] is not None:
         raise click.UsageError("--delay and --at: give one of them")
     engine = load_engine(target)
@@ -84,18 +83,6 @@ def insert(
         run(_insert_one(engine, item, options, as_json))
     elif not run(_insert_many(engine, spec, many, options, as_json)):
         ctx.exit(1)
-
-
-def _moment(text: str | None) -> datetime | None:
-    try:
-        moment = None if text is None else datetime.fromisoformat(text)
-    except ValueError:
-        raise click.UsageError(
-            f"--at {text!r}: give an ISO 8601 time with its offset, like 2030-01-31T09:00:00Z"
-        ) from None
-    if moment is not None and moment.utcoffset() is None:
-        raise click.UsageError(f"--at {text!r} has no time zone: add its offset, like {text}Z or {text}+01:00")
-    return moment
 
 
 def _object(text: str | bytes, what: str) -> dict[str, Any]:

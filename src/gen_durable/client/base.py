@@ -45,6 +45,10 @@ class _LocalWorker:
         """There are new lanes."""
         raise NotImplementedError
 
+    def schedules_changed(self) -> None:
+        """There are other schedules."""
+        raise NotImplementedError
+
     def cancelled(self, instance_id: int) -> None:
         """An instance that it holds was cancelled."""
         raise NotImplementedError

@@ -33,7 +33,7 @@ from gen_durable.status import Status
 if TYPE_CHECKING:
     from gen_durable.client import Client
 
-__all__ = ["BulkItem", "InsertingCalls"]
+__all__ = ["BulkItem", "InsertingCalls", "check_at"]
 
 Conflict: TypeAlias = Literal["raise", "existing", "replace"]
 
@@ -216,7 +216,7 @@ class InsertingCalls(WaitingCalls):
             None if item.key is None else check_name(item.key, "key"),
             spec.priority if item.priority is None else check_priority(item.priority, "priority"),
             None if item.delay is None else check_seconds(item.delay, "delay"),
-            _check_at(item.at),
+            check_at(item.at),
             None if item.scope is None else _check_scope(item.scope),
         )
         if row.delay is not None and row.at is not None:
@@ -244,18 +244,19 @@ def _check_scope(scope: Iterable[str]) -> int | None:
     return sum(terminal.get(label, 0) for label in labels) or None
 
 
-def _check_at(at: datetime | None) -> datetime | None:
+def check_at(at: datetime | None, name: str = "at") -> datetime | None:
+    """A time in UTC, when it can be stored."""
     if at is None:
         return None
     if not isinstance(at, datetime):
-        raise InvalidArgument(f"at={at!r}: give an aware datetime")
+        raise InvalidArgument(f"{name}={at!r}: give an aware datetime")
     if at.tzinfo is None or at.utcoffset() is None:
-        raise InvalidArgument(f"at={at!r} has no time zone: give an aware datetime, like datetime.now(UTC)")
+        raise InvalidArgument(f"{name}={at!r} has no time zone: give an aware datetime, like datetime.now(UTC)")
     try:
         utc = at.astimezone(UTC)
     except OverflowError:
         utc = None
     # A time that some session's time zone puts outside datetime's range could be stored, and never read back.
     if utc is None or not 1900 <= utc.year <= 9000:
-        raise InvalidArgument(f"at={at!r} is out of range: its UTC time must be in the years 1900 to 9000")
+        raise InvalidArgument(f"{name}={at!r} is out of range: its UTC time must be in the years 1900 to 9000")
     return utc

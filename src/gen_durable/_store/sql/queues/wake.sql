@@ -1,4 +1,4 @@
--- Wakes workers: "q:<queue>" for due work in a queue, "t:" for timers, "l:" for new lanes.
+-- Wakes workers: "q:<queue>" for due work in a queue, "t:" for timers, "l:" for new lanes, "s:" for schedules.
 --
 -- Parameters: messages, text[].
 -- Locks: none of ours.
