@@ -68,6 +68,14 @@ class Base:
         self._known_queues: set[str] = {*settings.queues, *(spec.queue for spec in settings.machines)}
         self._waiters: dict[int, set[asyncio.Event]] = {}
         self._local: Any = None  # the worker in this process
+        self._test_clock = False
+
+    def _use_clock(self, *, test: bool) -> None:
+        """The schema says by which clock its rows are due: see ADR 12."""
+        if test != self._test_clock:
+            self._test_clock = test
+            self._sql = catalog(self._settings.schema, test_clock=test)
+            self._bell = Bell(self._session, self._sql)
 
     async def _close(self) -> None:
         await self._ear.close()
