@@ -180,8 +180,8 @@ class TooManySteps(GenDurableError):
     def __init__(self, max_steps: int, instance_id: int, key: str | None, machine: str, step: str, runs: int) -> None:
         shown = "" if key is None else f", key {key!r}"
         super().__init__(
-            f"drain: {max_steps} steps have run, and instance {instance_id} ({machine}{shown}) stands at {step!r}, which "
-            f"it has run {runs} times: does it ever end? If there is so much to do, give a larger max_steps="
+            f"drain: {max_steps} steps have run, and instance {instance_id} ({machine}{shown}) stands at {step!r}, "
+            f"which it has run {runs} times: does it ever end? If there is so much to do, give a larger max_steps="
         )
         self.instance_id = instance_id
         self.machine = machine

@@ -13,11 +13,12 @@ from sql_stage import Connection, Stage, outcome
 
 import gen_durable
 from gen_durable._store.connection import fetch
-from gen_durable._store.migrating import migration_sql, migrations
+from gen_durable._store.migrating import clock_sql, migration_sql, migrations
 from gen_durable._store.operation import catalog
 
 ROOT = Path(str(files("gen_durable._store")))
 SQL = sorted((ROOT / "sql").rglob("*.sql"))
+SCRIPTS = sorted(ROOT.glob("*.sql"))
 MIGRATIONS = sorted((ROOT / "migrations").glob("*.sql"))
 LONGEST = 130
 
@@ -62,7 +63,7 @@ def test_a_parameter_is_never_inside_quotes_and_always_typed(path: Path) -> None
         assert match[1] == "::", f"{match[0]} has no cast"
 
 
-@pytest.mark.parametrize("path", [*SQL, *MIGRATIONS], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*SQL, *SCRIPTS, *MIGRATIONS], ids=lambda path: path.stem)
 def test_every_table_is_named_with_its_schema(path: Path) -> None:
     body = re.sub(r"'(?:[^']|'')*'", "''", body_of(path.read_text("utf-8")))
     made = re.findall(r"CREATE (?:TABLE|VIEW|FUNCTION)\s+(?!\{schema\})(\S+)", body)
@@ -128,9 +129,11 @@ async def test_every_statement_runs_with_an_empty_search_path(stage: Stage) -> N
         "rows": "[]", "notify": True, "soon": 1.0, "batch": 10, "queues": ["q"], "queue": "q", "paused": True,
         "messages": ["t:"], "lanes": "[]", "id": 1, "key": "k", "before": None, "machine": None, "statuses": None,
         "key_prefix": None, "limit": 1, "locked": False, "lease": 15.0, "grace": 1.0, "keep": True, "name": "n",
-        "host": "h", "pid": 1, "lock": False,
+        "host": "h", "pid": 1, "lock": False, "seconds": 0.0, "until": None,
     }  # fmt: skip
-    arrays = {"workers/register": {"lanes": [1], "queues": "{}"}, "workers/heartbeat": {"lanes": [1]}}
+    arrays: dict[str, Any] = {"testing/due": {"lanes": [1]}}
+    arrays |= {"workers/register": {"lanes": [1], "queues": "{}"}, "workers/heartbeat": {"lanes": [1]}}
+    await stage.ask(clock_sql(stage.schema))  # else there is nothing to advance
     for name, statement in stage.sql.items():
         given = values | arrays.get(name, {})
         await fetch(connection, statement.bind(**{key: given.get(key) for key in statement.parameters}))

@@ -12,7 +12,17 @@ from gen_durable._store.connection import fetch
 from gen_durable._store.operation import Row, catalog, check_schema_name, render, tokens
 from gen_durable.errors import ConfigurationError, SchemaMissing, SchemaVersionError
 
-__all__ = ["Migration", "check_version", "latest_version", "migrate", "migration_sql", "migrations"]
+__all__ = [
+    "Migration",
+    "check_version",
+    "clean_sql",
+    "clock_sql",
+    "drop_sql",
+    "latest_version",
+    "migrate",
+    "migration_sql",
+    "migrations",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +75,23 @@ def _record(migration: Migration, schema: str) -> str:
     )
 
 
-def _test_clock_sql(schema: str) -> str:
-    return render((files("gen_durable._store") / "test_clock.sql").read_text("utf-8"), schema)
+def _script(name: str, schema: str) -> str:
+    return render((files("gen_durable._store") / name).read_text("utf-8"), schema)
+
+
+def clock_sql(schema: str) -> str:
+    """The SQL that makes the clock of a schema for tests: before its migrations."""
+    return _script("test_clock.sql", schema)
+
+
+def clean_sql(schema: str) -> str:
+    """The SQL that empties a schema for tests."""
+    return _script("test_clean.sql", schema)
+
+
+def drop_sql(schema: str) -> str:
+    """The SQL that drops a schema for tests, if it is there."""
+    return render("DROP SCHEMA IF EXISTS {schema} CASCADE;\n", schema)
 
 
 def migration_sql(schema: str, after: int = 0, *, test_clock: bool = False) -> str:
@@ -76,7 +101,7 @@ def migration_sql(schema: str, after: int = 0, *, test_clock: bool = False) -> s
     """
     parts = ["BEGIN;\n", f"SELECT pg_advisory_xact_lock({tokens(schema)['{lockspace}']}, 2);\n", _prologue(schema)]
     if test_clock:
-        parts.append(_test_clock_sql(schema))
+        parts.append(clock_sql(schema))
     for migration in migrations(schema, test_clock=test_clock):
         if migration.version > after:
             parts += [f"\n-- {migration.name}\n", migration.sql, "\n", _record(migration, schema)]
@@ -119,7 +144,7 @@ async def migrate(connection: AsyncConnection[Row], schema: str, *, test_clock: 
                 "upgrade gen-durable"
             )
         if test_clock and not current:
-            await connection.execute(_test_clock_sql(schema).encode(), prepare=False)
+            await connection.execute(clock_sql(schema).encode(), prepare=False)
         cursor = await connection.execute(
             "SELECT to_regprocedure(%s) IS NOT NULL", (f"{schema}.clock()",), prepare=False
         )

@@ -58,8 +58,8 @@ async def move_clock(engine: Engine, seconds: float, until: datetime | None) -> 
     if not engine._test_clock:
         await clock(engine)  # an engine that is not open says so
         raise EngineStateError(
-            f"the schema {engine.settings.schema!r} keeps the real clock, which can't be moved: make one for tests with "
-            "`await testing.migrate(engine)`, or take the engine from the fixture `durable_engine`"
+            f"the schema {engine.settings.schema!r} keeps the real clock, which can't be moved: make one for tests "
+            "with `await testing.migrate(engine)`, or take the engine from the fixture `durable_engine`"
         )
     rows = await engine._session.fetch(engine._sql["testing/advance"].bind(seconds=seconds, until=until))
     now: datetime = rows[0][0]

@@ -29,7 +29,7 @@ _DEFAULTS: dict[str, Any] = {
 
 
 def context(**fields: Any) -> Context:
-    """A :class:`Context` for a test that calls a step as a plain method, with these attributes and defaults for the rest.
+    """A :class:`Context` for a test that calls a step as a plain method: these attributes, defaults for the rest.
 
     ::
 

@@ -23,7 +23,7 @@ __all__ = ["Stepper"]
 
 
 class Stepper(Worker):
-    """A registered worker, alive as any other, of whose services none runs by itself: :meth:`take`, then :meth:`step`."""
+    """A registered worker, alive as any other, whose services don't run by themselves: ``take``, then ``step``."""
 
     def __init__(self, engine: Engine, queues: Iterable[str]) -> None:
         settings = dataclasses.replace(engine.settings, queues=dict.fromkeys(queues, 1))
