@@ -50,9 +50,15 @@ TESTS = """
             await testing.advance(engine, 3600)
             assert await handle.result(timeout=10) == 2
 """
-STRICT = ["-W", "error", "--strict-markers"]
-WITH_ASYNCIO = ["-o", "asyncio_mode=auto", "-o", "asyncio_default_fixture_loop_scope=function"]
-WITHOUT_ASYNCIO = ["-p", "no:asyncio"]
+STRICT = ["-W", "error", "--strict-markers", "-p", "no:cacheprovider"]
+ASYNCIO = [
+    "-p",
+    "pytest_asyncio.plugin",
+    "-o",
+    "asyncio_mode=auto",
+    "-o",
+    "asyncio_default_fixture_loop_scope=function",
+]
 
 
 @job
@@ -60,7 +66,10 @@ async def noop() -> None: ...
 
 
 def run(pytester: pytest.Pytester, *options: str) -> pytest.RunResult:
-    return pytester.runpytest_subprocess("-p", PLUGIN, "-p", "no:cacheprovider", *STRICT, *options)
+    """With these plugins only, as where others are not installed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+        return pytester.runpytest_subprocess("-p", PLUGIN, *STRICT, *options)
 
 
 @pytest.fixture
@@ -77,13 +86,13 @@ def write_tests(pytester: pytest.Pytester, mark: str) -> None:
 def test_it_goes_with_pytest_asyncio(pytester: pytest.Pytester) -> None:
     """Section 13: a clean schema for each test, on the database of DATABASE_URL."""
     write_tests(pytester, "")
-    run(pytester, *WITH_ASYNCIO).assert_outcomes(passed=3)
+    run(pytester, *ASYNCIO).assert_outcomes(passed=3)
 
 
 @pytest.mark.usefixtures("given")
 def test_it_goes_with_anyio(pytester: pytest.Pytester) -> None:
     write_tests(pytester, "import pytest\n@pytest.mark.anyio\n@pytest.mark.parametrize('anyio_backend', ['asyncio'])")
-    run(pytester, *WITHOUT_ASYNCIO).assert_outcomes(passed=3)
+    run(pytester, "-p", "anyio.pytest_plugin").assert_outcomes(passed=3)
 
 
 @pytest.mark.usefixtures("given")
@@ -96,7 +105,7 @@ def test_it_goes_without_any_plugin_for_async_tests(pytester: pytest.Pytester) -
         asyncio.run(test_one(durable_engine))
 """
     )
-    run(pytester, *WITHOUT_ASYNCIO, "-k", "by_hand").assert_outcomes(passed=1, deselected=3)
+    run(pytester, "-k", "by_hand").assert_outcomes(passed=1, deselected=3)
 
 
 def test_without_a_database_it_starts_one_and_ends_it(pytester: pytest.Pytester) -> None:
@@ -110,7 +119,7 @@ def test_without_a_database_it_starts_one_and_ends_it(pytester: pytest.Pytester)
             print("URL", durable_database)
         """
     )
-    done = run(pytester, *WITHOUT_ASYNCIO, "-n", "2", "--dist", "each", "-rP")
+    done = run(pytester, "-p", "xdist", "-n", "2", "--dist", "each", "-rP")
     done.assert_outcomes(passed=4)
     urls = set(re.findall(r"URL (\S+)", done.stdout.str()))
     assert len(urls) == 2
@@ -141,7 +150,7 @@ def test_unused_it_starts_nothing(pytester: pytest.Pytester) -> None:
             pass
         """
     )
-    run(pytester, *WITHOUT_ASYNCIO, "-p", "no:timeout").assert_outcomes(passed=1, errors=1)
+    run(pytester).assert_outcomes(passed=1, errors=1)
 
 
 def test_pytest_finds_it_and_the_package_does_not_need_pytest() -> None:
