@@ -137,6 +137,14 @@ class Stepper(Worker):
 
     # What the worker's parts report ---------------------------------------------------------------
 
+    def notified(self, message: str) -> None:
+        """A wake-up: what is due is asked for anyway, at the moments when that is due; never in between."""
+        kind = message.partition(":")[0]
+        if kind in ("l", "*"):
+            self._unlearned = True
+        elif kind not in ("q", "t"):
+            super().notified(message)
+
     def lanes_changed(self) -> None:
         """There are new lanes: learnt before the next claim."""
         self._unlearned = True
