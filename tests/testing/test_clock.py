@@ -13,6 +13,7 @@ import pytest
 
 from gen_durable import Context, Done, Engine, Machine, Sleep, job, step, testing
 from gen_durable._store.migrating import migrations
+from gen_durable._store.operation import catalog
 from gen_durable.errors import ConfigurationError, EngineStateError, InvalidArgument
 
 Build = Callable[..., Engine]
@@ -151,6 +152,8 @@ async def test_production_schemas_have_no_such_clock(build: Build, migrated: str
     async with engine.client():
         told = {name for name, statement in engine._sql.items() if b".clock()" in statement.text}
         assert told == {"workers/version"}  # which asks whether there is one
+        with_clock = catalog(migrated, test_clock=True)
+        assert not [name for name in with_clock if name.startswith("queues/") and b".clock()" in with_clock[name].text]
         assert await testing.clock(engine)
         with pytest.raises(EngineStateError, match=f"'{migrated}' keeps the real clock.*testing.migrate"):
             await testing.advance(engine, 5)

@@ -26,9 +26,9 @@ from gen_durable import (
     step,
     testing,
 )
-from gen_durable._store.operation import catalog
 from gen_durable.errors import EngineStateError, InvalidArgument, TooManySteps
 from gen_durable.events import CommitEvent, StepEvent
+from gen_durable.testing._stepper import Stepper
 
 Build = Callable[..., Engine]
 
@@ -288,20 +288,23 @@ async def test_just_enough_steps_is_no_runaway(durable_engine: Build) -> None:
         assert (await testing.drain(engine, max_steps=3)).runs == 3
 
 
-async def test_a_worker_can_not_commit_after_the_drain_took_over(
-    durable_engine: Build, durable_schema: str, sql: Any
-) -> None:
-    """R4: the claim of a worker that is dead is taken back; its late outcome is refused."""
+async def test_a_worker_can_not_commit_after_the_drain_took_over(durable_engine: Build, sql: Any) -> None:
+    """R4: the claim of a worker that was declared dead is taken back; its late outcome is refused."""
     engine = durable_engine(machines=[note])
     async with engine.client():
         handle = await engine.insert(note.bind("x"))
-        await sql("UPDATE {s}.instances SET status = 2, worker = 999, rev = rev + 1 WHERE id = %s", handle.id)
-        before = await engine.get(handle.id)
-        await testing.drain(engine)
-        await testing.assert_done(engine, handle, result="x")
-        statement = catalog(durable_schema, test_clock=True)["committing/commit"]
-        late = f'[{{"id": {handle.id}, "rev": {before.rev}, "op": 2}}]'
-        assert await engine._session.fetch(statement.bind(worker=999, outcomes=late, wake=[])) == []
+        stalled = Stepper(engine, ["default"])
+        await stalled.open()
+        try:
+            held = await stalled.take(stalled.queues["default"])
+            assert held is not None
+            await sql("DELETE FROM {s}.workers WHERE id = %s", stalled.id)
+            assert (await testing.drain(engine)).outcomes == {"done": 1}
+            before = await testing.assert_done(engine, handle, result="x")
+            assert await stalled.step(held) == ("stale", False)
+        finally:
+            await stalled.close()
+        assert await engine.get(handle.id) == before
         assert [one.outcome for one in await engine.history(handle.id)] == ["crashed", "done"]
 
 

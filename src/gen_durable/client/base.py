@@ -71,11 +71,10 @@ class Base:
         self._test_clock = False
 
     def _use_clock(self, *, test: bool) -> None:
-        """The schema says by which clock its rows are due: see ADR 12."""
+        """The schema says by which clock its rows are due: see ADR 12. What bell and ear send has no clock in it."""
         if test != self._test_clock:
             self._test_clock = test
             self._sql = catalog(self._settings.schema, test_clock=test)
-            self._bell = Bell(self._session, self._sql)
 
     async def _close(self) -> None:
         await self._ear.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from gen_durable.client import Handle
@@ -50,9 +51,8 @@ async def assert_awaiting(engine: Engine, target: int | str | Handle, *names: st
     """
     __tracebackhide__ = True
     found = await assert_status(engine, target, "awaiting_signal")
-    awaits = getattr(found, "awaits", None) or []
-    if names and set(names) != set(awaits):
-        await _fail(engine, found, f"awaits {_names(awaits)}, not {_names(names)}")
+    if names and set(names) != set(found.awaits or ()):
+        await _fail(engine, found, f"awaits {_names(found.awaits or ())}, not {_names(names)}")
     return found
 
 
@@ -105,10 +105,12 @@ async def _fail(engine: Engine, found: Snapshot, what: str) -> NoReturn:
         f"  step {found.step!r}, attempt {found.attempt}, crashes {found.crashes}, queue {found.queue!r}, "
         f"priority {found.priority}",
     ]
-    if found.due_at is not None and found.status == "runnable":
-        lines.append(f"  due at {found.due_at.isoformat()}")
-    if awaits := getattr(found, "awaits", None):
-        lines.append(f"  awaits {_names(awaits)}")
+    if found.due_at is not None and found.status != "executing":
+        lines.append(f"  {'due' if found.status == 'runnable' else 'its timeout is'} at {found.due_at.isoformat()}")
+    if found.awaits is not None:
+        lines.append(f"  awaits {_names(found.awaits)}")
+    if found.children_left is not None:
+        lines.append(f"  waits for the ends of {found.children_left} more children")
     lines.append(f"  state {_short(found.state)}")
     if found.result is not None:
         lines.append(f"  result {_short(found.result)}")
@@ -134,7 +136,7 @@ def _kind(target: int | str) -> str:
     return "key" if isinstance(target, str) else "id"
 
 
-def _names(names: Any) -> str:
+def _names(names: Iterable[str]) -> str:
     return ", ".join(repr(name) for name in sorted(names)) or "nothing"
 
 

@@ -16,7 +16,7 @@ from gen_durable._runtime.record import Record
 from gen_durable._runtime.worker import Worker
 from gen_durable._store.connection import unreachable
 from gen_durable.engine import Engine
-from gen_durable.errors import EngineStateError
+from gen_durable.errors import DuplicateInstance, EngineStateError
 from gen_durable.status import TransitionKind
 
 __all__ = ["Stepper"]
@@ -35,6 +35,7 @@ class Stepper(Worker):
         self._record: Record | None = None
         self._outcome = "stale"
         self._goes_on = False
+        self._refusal: tuple[Held, DuplicateInstance] | None = None
 
     def _link(self, name: str, deadline: float = 0.0) -> Link:
         """One connection for all, which take turns anyway."""
@@ -99,12 +100,28 @@ class Stepper(Worker):
         cancels = task.cancelling()
         self._outcome, self._goes_on = "stale", False
         held.queue.empty = True  # as if nobody waited: a chain runs to its end, however long it takes
-        await self._executor.run(held)
+        held.task = task
+        try:
+            await self._executor.run(held)
+        except asyncio.CancelledError:
+            if not held.gone:
+                raise
+        finally:
+            held.task = None
+        if held.gone and task.cancelling() > cancels:
+            task.uncancel()  # it was the instance that was cancelled, not we
         if task.cancelling() > cancels:
             raise asyncio.CancelledError  # the step was told of it, and the executor took it for the step's error
         with self._reachable():
+            await self._commit()
+        return "cancelled" if held.gone else self._outcome, self._goes_on
+
+    async def _commit(self) -> None:
+        await self._flusher.flush()
+        while self._refusal is not None:
+            refusal, self._refusal = self._refusal, None
+            await self._executor.refuse(*refusal)
             await self._flusher.flush()
-        return self._outcome, self._goes_on
 
     async def promote(self) -> bool:
         """Makes runnable what has become due; answers whether anything has."""
@@ -163,6 +180,10 @@ class Stepper(Worker):
         """The claim has ended."""
         super().left(held, record)
         self._note(record)
+
+    def refused(self, held: Held, error: DuplicateInstance) -> None:
+        """A child's key is taken: the step gets that as its error."""
+        self._refusal = held, error
 
     def _note(self, record: Record | None) -> None:
         if record is not None:

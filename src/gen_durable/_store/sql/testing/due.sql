@@ -2,10 +2,11 @@
 --
 -- Parameters: lanes (int[]).
 -- Locks: none.
--- Index: instances_scheduled, from its beginning; rows of other lanes, and of paused ones, are passed by.
+-- Index: instances_timers, from its beginning; deadlines of what is parked, and rows of other lanes and of paused ones, are
+--   passed by.
 SELECT i.due_at
 FROM {schema}.instances i
 JOIN {schema}.lanes l ON l.id = i.lane AND NOT l.paused
-WHERE i.status = 1 AND i.lane = ANY (%(lanes)s::int[])
+WHERE i.status = 1 AND i.due_at < 'infinity' AND i.lane = ANY (%(lanes)s::int[])
 ORDER BY i.due_at
 LIMIT 1
