@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -13,25 +12,27 @@ import pytest
 from gen_durable import Engine
 from gen_durable._store.connection import open_connection
 from gen_durable._store.operation import Row
-from gen_durable.embedded import temporary
+from gen_durable.config import ENVIRONMENT
 
-_GIVEN = os.environ.pop("DATABASE_URL", None)
-os.environ.pop("GEN_DURABLE_DATABASE_URL", None)
+pytest_plugins = ["gen_durable.pytest_plugin"]
 
 
 @pytest.fixture(scope="session")
-def database_url() -> Iterator[str]:
+def database_url(durable_database: str) -> str:
     """A database for the whole run; tests share it and keep to schemas of their own."""
-    if _GIVEN:
-        yield _GIVEN
-        return
-    with temporary() as url:
-        yield url
+    return durable_database
+
+
+@pytest.fixture(autouse=True)
+def _no_database_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test whose engine has no URL must not find the one that the run was given (a session's fixture has it)."""
+    for name in ENVIRONMENT:
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture
 def schema(database_url: str) -> Iterator[str]:
-    """A schema name of the test's own; what is in it goes with the test."""
+    """A schema name of the test's own; what is in it goes with the test. With the clock of production."""
     name = f"t_{uuid.uuid4().hex[:12]}"
     yield name
     with psycopg.connect(database_url, autocommit=True) as connection:

@@ -29,8 +29,8 @@ class Session:
         self._settings = settings
         self._pool: AsyncConnectionPool[AsyncConnection[Row]] | None = None
 
-    async def open(self, url: str) -> None:
-        """Connects and checks the schema.
+    async def open(self, url: str) -> bool:
+        """Connects and checks the schema; answers whether that has a test clock.
 
         Raises:
             DatabaseUnreachable, SchemaMissing, SchemaVersionError: what stands in the way.
@@ -43,7 +43,7 @@ class Session:
         except (psycopg.Error, OSError, TimeoutError) as error:
             raise unreachable(url, error) from None
         try:
-            await check_version(first, self._settings.schema)
+            test_clock = await check_version(first, self._settings.schema)
         except psycopg.errors.InsufficientPrivilege as error:
             raise forbidden(url, error) from None
         finally:
@@ -60,6 +60,7 @@ class Session:
             name=f"gen_durable-{self._settings.name}",
         )
         await self._pool.open()
+        return test_clock
 
     async def close(self) -> None:
         """Closes the pool; safe to call twice."""

@@ -91,7 +91,7 @@ def _specs(machines: Any) -> tuple[MachineSpec, ...]:
         raise ConfigurationError(f"machines={machines!r}: give a list of machine and job classes and @job functions")
     specs: dict[tuple[str, int], MachineSpec] = {}
     for given in machines:
-        spec = spec_of(given)
+        spec = given if isinstance(given, MachineSpec) else spec_of(given)  # a spec, when settings are copied
         other = specs.setdefault((spec.name, spec.version), spec)
         if other is not spec:
             raise ConfigurationError(

@@ -178,13 +178,16 @@ class Engine(Client):
             DatabaseUnreachable: no connection.
             SchemaVersionError: the schema is newer than this package.
         """
+        return await self._migrate()
+
+    async def _migrate(self, *, test_clock: bool = False) -> list[str]:
         url = await self.database_url()
         try:
             connection = await open_connection(url, f"gen_durable {self._settings.name} migrate")
         except (psycopg.Error, OSError) as error:
             raise unreachable(url, error) from None
         try:
-            return await migrate(connection, self._settings.schema)
+            return await migrate(connection, self._settings.schema, test_clock=test_clock)
         except psycopg.errors.InsufficientPrivilege as error:
             raise forbidden(url, error) from error
         finally:
@@ -201,7 +204,7 @@ class Engine(Client):
             url = await self.database_url(development=development)
             if self._uses_embedded(url):
                 await self.migrate()
-            await self._session.open(url)
+            self._use_clock(test=await self._session.open(url))
             for schedule in self._settings.schedules:
                 await self._declare(schedule)
         except BaseException:

@@ -17,6 +17,7 @@
     ├── InstanceCancelled        the awaited instance was cancelled
     ├── StillRunning             the wait timed out; the instance goes on (also a TimeoutError)
     ├── EngineStateError         used before start, after stop, or started twice
+    ├── TooManySteps             a test's drain does not come to an end (names the instance and the step)
     └── DatabaseError
         ├── DatabaseUnreachable  no connection (names host, port, database and user; never the password)
         ├── SchemaMissing        the schema was never migrated
@@ -51,6 +52,7 @@ __all__ = [
     "SchemaVersionError",
     "StateDecodeError",
     "StillRunning",
+    "TooManySteps",
 ]
 
 
@@ -179,6 +181,26 @@ class StillRunning(GenDurableError, TimeoutError):
 
 class EngineStateError(GenDurableError, RuntimeError):
     """The engine was used before it was started or after it was stopped, or was started twice."""
+
+
+class TooManySteps(GenDurableError):
+    """``testing.drain`` ran its ``max_steps`` steps, and there is still something to do.
+
+    Attributes:
+        instance_id, machine, step: what was to run next.
+        max_steps: the limit.
+    """
+
+    def __init__(self, max_steps: int, instance_id: int, key: str | None, machine: str, step: str, runs: int) -> None:
+        shown = "" if key is None else f", key {key!r}"
+        super().__init__(
+            f"drain: {max_steps} steps have run, and instance {instance_id} ({machine}{shown}) stands at {step!r}, "
+            f"which it has run {runs} times: does it ever end? If there is so much to do, give a larger max_steps="
+        )
+        self.instance_id = instance_id
+        self.machine = machine
+        self.step = step
+        self.max_steps = max_steps
 
 
 class DatabaseError(GenDurableError):

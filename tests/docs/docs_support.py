@@ -7,7 +7,7 @@ import inspect
 import re
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, ModuleType
@@ -96,8 +96,14 @@ def commands(page: Path) -> Iterator[list[str]]:
             yield match["words"].split()
 
 
-async def run_page(page: Path) -> int:
-    """Runs a page's python blocks, in order, in one module; answers with how many ran."""
+def names_of_tests(page: Path) -> list[str]:
+    """The names of the tests that a page's blocks define."""
+    found = [re.findall(r"^(?:async )?def (test_\w+)", block.text, re.MULTILINE) for block in blocks(page, "python")]
+    return [name for names in found for name in names]
+
+
+async def run_page(page: Path, then: Callable[[ModuleType], Awaitable[None]] | None = None) -> int:
+    """Runs a page's python blocks, in order, in one module; answers with how many ran. ``then`` gets the module."""
     module = ModuleType("docs_" + re.sub(r"\W", "_", name_of(page)))
     # Classes look their annotations' names up in their module: so it must be one that can be found.
     sys.modules[module.__name__] = module
@@ -111,6 +117,8 @@ async def run_page(page: Path) -> int:
             if inspect.iscoroutine(result):
                 await result
             ran += 1
+        if then is not None:
+            await then(module)
     finally:
         del sys.modules[module.__name__]
     return ran

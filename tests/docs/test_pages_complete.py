@@ -14,7 +14,20 @@ import rich_click as click
 from docs_support import DOCS, GUIDES, anchors, commands, links, name_of, pages
 
 import gen_durable
-from gen_durable import Backoff, Context, Engine, Machine, Snapshot, Transition, errors, events, job, step
+from gen_durable import (
+    Backoff,
+    Context,
+    Engine,
+    Machine,
+    Snapshot,
+    Transition,
+    errors,
+    events,
+    job,
+    pytest_plugin,
+    step,
+    testing,
+)
 from gen_durable.cli.app import root
 
 OPERATIONS = GUIDES / "operations.md"
@@ -79,6 +92,12 @@ def test_every_command_is_documented() -> None:
 
 def test_every_public_name_is_documented() -> None:
     assert missing(list(gen_durable.__all__), everything()) == []
+
+
+def test_every_name_of_the_testing_module_and_every_fixture_is_documented() -> None:
+    names = [*testing.__all__, *pytest_plugin.__all__, *parameters(testing.drain)]
+    names += [field.name for field in dataclasses.fields(testing.Tally)]
+    assert missing(names, (GUIDES / "testing.md").read_text("utf-8")) == []
 
 
 def test_every_error_is_documented() -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-from docs_support import ROOT, blocks, name_of, pages, run_page
+from docs_support import GUIDES, ROOT, blocks, name_of, names_of_tests, pages, run_page
 
 from gen_durable import Engine
 
+TESTING = GUIDES / "testing.md"
 WITH_CODE = [page for page in pages() if blocks(page, "python")]
 
 
@@ -28,6 +31,19 @@ async def test_the_python_blocks_of_a_page_run_in_order(page: Path) -> None:
     """Every block runs as it stands, in one namespace for each page; those marked ``no-run`` compile."""
     ran = await run_page(page)
     assert ran or not any(block.runs for block in blocks(page, "python"))
+
+
+@pytest.mark.usefixtures("world")
+@pytest.mark.parametrize("name", names_of_tests(TESTING))
+async def test_the_tests_of_the_testing_guide_pass(name: str, durable_engine: Callable[..., Engine]) -> None:
+    """Each with fixtures of its own, as pytest would run it."""
+
+    async def run(module: ModuleType) -> None:
+        test = getattr(module, name)
+        given = {"durable_engine": durable_engine}
+        await test(**{wanted: given[wanted] for wanted in inspect.signature(test).parameters})
+
+    await run_page(TESTING, run)
 
 
 @pytest.mark.usefixtures("world")

@@ -14,11 +14,12 @@ from sql_stage import Connection, Stage, outcome
 
 import gen_durable
 from gen_durable._store.connection import fetch
-from gen_durable._store.migrating import migration_sql, migrations
+from gen_durable._store.migrating import clock_sql, migration_sql, migrations
 from gen_durable._store.operation import catalog
 
 ROOT = Path(str(files("gen_durable._store")))
 SQL = sorted((ROOT / "sql").rglob("*.sql"))
+SCRIPTS = sorted(ROOT.glob("*.sql"))
 MIGRATIONS = sorted((ROOT / "migrations").glob("*.sql"))
 LONGEST = 130
 
@@ -63,7 +64,7 @@ def test_a_parameter_is_never_inside_quotes_and_always_typed(path: Path) -> None
         assert match[1] == "::", f"{match[0]} has no cast"
 
 
-@pytest.mark.parametrize("path", [*SQL, *MIGRATIONS], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*SQL, *SCRIPTS, *MIGRATIONS], ids=lambda path: path.stem)
 def test_every_table_is_named_with_its_schema(path: Path) -> None:
     body = re.sub(r"'(?:[^']|'')*'", "''", body_of(path.read_text("utf-8")))
     made = re.findall(r"CREATE (?:TABLE|VIEW|FUNCTION)\s+(?!\{schema\})(\S+)", body)
@@ -133,12 +134,15 @@ async def test_every_statement_runs_with_an_empty_search_path(stage: Stage) -> N
         "host": "h", "pid": 1, "lock": False, "turns": "[]", "schedules": [], "occurrences": [], "instances": [],
         "rev": 0, "next_at": None, "cron": "* * * * *", "every": None, "tz": "UTC", "catch_up": "last", "lane": 1,
         "priority": 0, "step": "s", "state": "{}", "time_field": None, "made_at": dt.datetime.now(dt.UTC),
+        "seconds": 0.0, "until": None,
     }  # fmt: skip
-    arrays = {
+    arrays: dict[str, Any] = {
+        "testing/due": {"lanes": [1]},
         "workers/register": {"lanes": [1], "queues": "{}"},
         "workers/heartbeat": {"lanes": [1]},
         "pruning/runs": {"keep": 1.0},
     }
+    await stage.ask(clock_sql(stage.schema))  # else there is nothing to advance
     for name, statement in stage.sql.items():
         given = values | arrays.get(name, {})
         await fetch(connection, statement.bind(**{key: given.get(key) for key in statement.parameters}))

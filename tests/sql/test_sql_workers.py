@@ -206,7 +206,7 @@ async def test_the_engines_own_locks_are_not_taken_for_a_workers(stage: Stage, s
 
 
 async def test_the_version_is_the_highest_migration(stage: Stage) -> None:
-    assert await stage.run("workers/version") == [(latest_version(),)]
+    assert await stage.run("workers/version") == [(latest_version(), False)]
 
 
 async def test_a_row_that_loses_its_worker_again_comes_back_after_a_while(stage: Stage) -> None:

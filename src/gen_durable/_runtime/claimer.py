@@ -97,7 +97,7 @@ class Claimer(Service):
         wanted = self._wanted(now)
         if not wanted:
             return self._sleep(now)
-        await self._claim(wanted)
+        await self.claim(wanted)
         return 0.0
 
     def _wanted(self, now: float) -> dict[LocalQueue, int]:
@@ -115,7 +115,8 @@ class Claimer(Service):
                 wanted[queue] = room
         return wanted
 
-    async def _claim(self, wanted: dict[LocalQueue, int]) -> None:
+    async def claim(self, wanted: dict[LocalQueue, int]) -> None:
+        """Claims up to so many rows for each of these queues, and puts them into its buffer."""
         wants = [
             {"lane": lane, "pool": pool, "room": room, "solo": len(queue.lanes) == 1}
             for pool, (queue, room) in enumerate(wanted.items())

@@ -100,20 +100,24 @@ class Flusher:
         """The loop; runs until it is cancelled."""
         while True:
             await self._more.wait()
-            self._more.clear()
-            while self._pending:
-                batch = self._next_batch()
-                # Rows are locked in id order.
-                batch.sort(key=lambda entry: entry[0].id)
-                # The outcomes that insert children take several statements; the others need not wait for them.
-                families = [entry for entry in batch if entry[0].spawning]
-                if families:
-                    batch = [entry for entry in batch if not entry[0].spawning]
-                if batch:
-                    await self._commit(batch)
-                for family in _by_size(families):
-                    await self._commit(family)
-            self._idle.set()
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Commits everything that was added."""
+        self._more.clear()
+        while self._pending:
+            batch = self._next_batch()
+            # Rows are locked in id order.
+            batch.sort(key=lambda entry: entry[0].id)
+            # The outcomes that insert children take several statements; the others need not wait for them.
+            families = [entry for entry in batch if entry[0].spawning]
+            if families:
+                batch = [entry for entry in batch if not entry[0].spawning]
+            if batch:
+                await self._commit(batch)
+            for family in _by_size(families):
+                await self._commit(family)
+        self._idle.set()
 
     def _next_batch(self) -> list[Entry]:
         """As many outcomes as fit, by number and by bytes: a group must get through within the link's deadline."""

@@ -37,7 +37,7 @@ __all__ = [
 Row: TypeAlias = tuple[Any, ...]
 T = TypeVar("T")
 
-_CLOCK = "statement_timestamp()"
+_WALL_CLOCK = "statement_timestamp()"
 _PARAMETER = re.compile(r"%\((\w+)\)s")
 _SCHEMA_NAME = re.compile(r"[a-z_][a-z0-9_]{0,49}\Z")
 
@@ -99,25 +99,30 @@ def channel_of(schema: str) -> str:
     return f"{schema}_wake"
 
 
-def tokens(schema: str) -> dict[str, str]:
-    """What the tokens in SQL files stand for."""
+def tokens(schema: str, *, test_clock: bool = False) -> dict[str, str]:
+    """What the tokens in SQL files stand for.
+
+    ``{clock}`` is the clock that decides what is due; in a schema with a test clock (``test_clock.sql``) that one.
+    ``{wall}`` tells whether processes live, which no test may bring forward.
+    """
     return {
         "{schema}": check_schema_name(schema),
         "{channel}": channel_of(schema),
         # Advisory locks are shared by a whole database: one number space for each schema.
         "{lockspace}": str(zlib.crc32(f"gen_durable:{schema}".encode()) & 0x7FFFFFFF),
-        "{clock}": _CLOCK,
+        "{clock}": f"{schema}.clock()" if test_clock else _WALL_CLOCK,
+        "{wall}": _WALL_CLOCK,
     }
 
 
-def render(text: str, schema: str) -> str:
+def render(text: str, schema: str, *, test_clock: bool = False) -> str:
     """SQL text with its tokens replaced."""
-    for token, value in tokens(schema).items():
+    for token, value in tokens(schema, test_clock=test_clock).items():
         text = text.replace(token, value)
     return text
 
 
-def _compile(name: str, source: str, schema: str) -> Statement:
+def _compile(name: str, source: str, schema: str, test_clock: bool) -> Statement:
     body = "\n".join(line for line in source.splitlines() if not line.lstrip().startswith("--"))
     names: list[str] = []
 
@@ -126,19 +131,20 @@ def _compile(name: str, source: str, schema: str) -> Statement:
             names.append(match[1])
         return f"${names.index(match[1]) + 1}"
 
-    return Statement(name, _PARAMETER.sub(place, render(body, schema)).strip().encode(), tuple(names))
+    text = render(body, schema, test_clock=test_clock)
+    return Statement(name, _PARAMETER.sub(place, text).strip().encode(), tuple(names))
 
 
 @lru_cache(maxsize=64)
-def catalog(schema: str) -> Catalog:
-    """All statements, compiled for one schema.
+def catalog(schema: str, *, test_clock: bool = False) -> Catalog:
+    """All statements, compiled for one schema, and for the clock that it has.
 
     Raises:
         ConfigurationError: when the schema's name can't be used.
     """
     root = files("gen_durable._store") / "sql"
     return {
-        f"{area.name}/{file.name[:-4]}": _compile(f"{area.name}/{file.name[:-4]}", file.read_text("utf-8"), schema)
+        (name := f"{area.name}/{file.name[:-4]}"): _compile(name, file.read_text("utf-8"), schema, test_clock)
         for area in sorted(root.iterdir(), key=lambda entry: entry.name)
         if area.is_dir()
         for file in sorted(area.iterdir(), key=lambda entry: entry.name)

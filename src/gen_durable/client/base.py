@@ -72,6 +72,13 @@ class Base:
         self._known_queues: set[str] = {*settings.queues, *(spec.queue for spec in settings.machines)}
         self._waiters: dict[int, set[asyncio.Event]] = {}
         self._local: Any = None  # the worker in this process
+        self._test_clock = False
+
+    def _use_clock(self, *, test: bool) -> None:
+        """The schema says by which clock its rows are due: see ADR 14. What bell and ear send has no clock in it."""
+        if test != self._test_clock:
+            self._test_clock = test
+            self._sql = catalog(self._settings.schema, test_clock=test)
 
     async def _close(self) -> None:
         await self._ear.close()

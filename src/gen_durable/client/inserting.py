@@ -144,7 +144,7 @@ class InsertingCalls(WaitingCalls):
             waits = [row.delay or 0.0 for _, _, row in checked if row.delay or row.at is not None]
             self._local.inserted(queues, min(waits, default=None))
         return [
-            Inserted(self._handle(place.id, row.key, spec), place.duplicate)
+            Inserted(self._handle(place.id, row.key, spec.name), place.duplicate)
             for (spec, _, row), place in zip(checked, placed, strict=True)
         ]
 
@@ -161,8 +161,8 @@ class InsertingCalls(WaitingCalls):
                 with contextlib.suppress(DatabaseUnreachable, EngineStateError):  # then others find them
                     await self._session.fetch(self._sql["claiming/release"].bind(worker=birth.worker, claims=claims))
 
-    def _handle(self, instance_id: int, key: str | None, spec: MachineSpec) -> Handle:
-        return Handle(instance_id, key, spec.name, cast("Client", self))
+    def _handle(self, instance_id: int, key: str | None, machine: str) -> Handle:
+        return Handle(instance_id, key, machine, cast("Client", self))
 
     async def _replace(self, item: BulkItem) -> Inserted:
         spec, lane, row = self._check(item)
@@ -172,7 +172,7 @@ class InsertingCalls(WaitingCalls):
         place = await self._session.call(replace_or_insert(self._sql, row, soon=LONGEST_POLL))
         if self._local is not None:
             self._local.inserted({lane.queue}, row.delay or (None if row.at is None else 0.0))
-        return Inserted(self._handle(place.id, row.key, spec), place.duplicate)
+        return Inserted(self._handle(place.id, row.key, spec.name), place.duplicate)
 
     async def _prepare(self, children: Sequence[Child]) -> builtins.list[NewInstance]:
         """The rows of a spawn's children, checked."""

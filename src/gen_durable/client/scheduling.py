@@ -115,7 +115,7 @@ class SchedulingCalls(InsertingCalls):
         machine, id_ = started
         if self._local is not None:
             self._local.inserted(set(self._settings.queues), None)
-        return Handle(id_, None, machine, self)
+        return self._handle(id_, None, machine)
 
     async def backfill_schedule(
         self, name: str, since: datetime, until: datetime, *, priority: int | None = None

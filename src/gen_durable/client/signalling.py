@@ -94,7 +94,7 @@ class SignallingCalls(InsertingCalls):
         self._announce(delivery)
         if self._local is not None and delivery.started and (row.delay or row.at is not None):
             self._local.inserted(set(), row.delay or 0.0)
-        return self._handle(delivery.id, key, spec)
+        return self._handle(delivery.id, key, spec.name)
 
     def _signal(self, name: str, payload: Any, dedup_key: str | None) -> NewSignal:
         if dedup_key is not None:

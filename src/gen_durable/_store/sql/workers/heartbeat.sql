@@ -5,7 +5,7 @@
 -- Index: primary key. No indexed column changes (HOT).
 -- Answer: a mark of the lanes: another one than the worker has seen means that lanes were made, paused or resumed.
 UPDATE {schema}.workers
-SET seen_at = {clock}, suspect_at = NULL, locked = %(locked)s::boolean, lanes = %(lanes)s::int[]
+SET seen_at = {wall}, suspect_at = NULL, locked = %(locked)s::boolean, lanes = %(lanes)s::int[]
 WHERE id = %(worker)s::int
 RETURNING (
     SELECT concat_ws(':', max(a.id), sum(hashint4(a.id)::bigint) FILTER (WHERE a.paused)) FROM {schema}.lanes a

@@ -16,7 +16,7 @@ WITH RECURSIVE lead AS MATERIALIZED (
 seen AS MATERIALIZED (
     SELECT w.id, w.name, w.seen_at, w.suspect_at,
         %(heard)s::boolean AND w.id <> %(worker)s::int
-            AND greatest(w.seen_at, pg_postmaster_start_time()) < {clock} - make_interval(secs => %(lease)s::float8)
+            AND greatest(w.seen_at, pg_postmaster_start_time()) < {wall} - make_interval(secs => %(lease)s::float8)
             AS silent,
         %(watched)s::boolean AND w.id <> %(worker)s::int
             AND w.locked AND h.held IS NULL AND w.seen_at > pg_postmaster_start_time() AS lost
@@ -31,7 +31,7 @@ seen AS MATERIALIZED (
     WHERE lead.ok
 ),
 suspected AS (
-    UPDATE {schema}.workers w SET suspect_at = {clock}
+    UPDATE {schema}.workers w SET suspect_at = {wall}
     FROM seen s WHERE w.id = s.id AND s.lost AND NOT s.silent AND s.suspect_at IS NULL
     RETURNING w.id
 ),
@@ -44,7 +44,7 @@ dead AS (
     DELETE FROM {schema}.workers w
     USING seen s
     WHERE w.id = s.id AND w.seen_at = s.seen_at
-        AND (s.silent OR (s.lost AND s.suspect_at < {clock} - make_interval(secs => %(grace)s::float8)))
+        AND (s.silent OR (s.lost AND s.suspect_at < {wall} - make_interval(secs => %(grace)s::float8)))
     RETURNING w.id, w.name
 ),
 owners AS (

@@ -7,6 +7,6 @@
 -- Guard: the primary key; no row in the answer means that the id is taken: try another.
 INSERT INTO {schema}.workers (id, name, host, pid, queues, lanes, locked, started_at, seen_at)
 SELECT %(worker)s::int, %(name)s::text, %(host)s::text, %(pid)s::int, %(queues)s::jsonb, %(lanes)s::int[],
-    CASE WHEN %(lock)s::boolean THEN pg_try_advisory_lock({lockspace}, %(worker)s::int) ELSE false END, {clock}, {clock}
+    CASE WHEN %(lock)s::boolean THEN pg_try_advisory_lock({lockspace}, %(worker)s::int) ELSE false END, {wall}, {wall}
 ON CONFLICT (id) DO NOTHING
 RETURNING locked

@@ -1,5 +1,5 @@
--- The schema's version.
+-- The schema's version, and whether it was made with a test clock.
 --
 -- Locks: none.
 -- Index: the primary key.
-SELECT max(m.version) FROM {schema}.migrations m
+SELECT max(m.version), to_regprocedure('{schema}.clock()') IS NOT NULL FROM {schema}.migrations m

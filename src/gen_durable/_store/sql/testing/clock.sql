@@ -1,0 +1,4 @@
+-- The clock that decides what is due.
+--
+-- Locks: none.
+SELECT {clock}
