@@ -25,6 +25,11 @@ from gen_durable import (
 Build = Callable[..., Engine]
 
 
+@job
+async def tick() -> None:
+    pass
+
+
 class Checkout(Machine):
     order: int
 
@@ -173,3 +178,14 @@ async def test_an_instance_that_is_cancelled_while_it_runs_ends_its_step_and_not
     task = asyncio.current_task()
     assert task is not None
     assert not task.cancelling()
+
+
+async def test_what_a_schedule_has_come_to_is_started(build: Build) -> None:
+    """R18, section 13: an occurrence that the clock has reached runs, once; the next one does not move the clock."""
+    engine = build(tick)
+    async with engine.client():
+        await engine.schedule("hourly", None, tick.bind(), every=3600)
+        assert (await testing.drain(engine)).runs == 0
+        await testing.advance(engine, 3601)
+        assert (await testing.drain(engine)).runs == 1
+        assert (await testing.drain(engine)).runs == 0

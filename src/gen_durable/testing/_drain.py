@@ -30,7 +30,8 @@ async def drain(
         engine: open as a client: ``async with engine.client():``.
         max_steps: after so many runs it gives up.
         collapse: when only delayed, sleeping and backed-off work is left, bring the clock forward to the next of it. A
-            parked instance's timeout does not move the clock; it ends when other work moves it that far.
+            parked instance's timeout and a schedule's next occurrence do not move the clock; they come when other work
+            moves it that far.
         queues: only these; None: all, also those that the engine itself does not run.
 
     Raises:

@@ -124,10 +124,11 @@ class Stepper(Worker):
             await self._flusher.flush()
 
     async def promote(self) -> bool:
-        """Makes runnable what has become due; answers whether anything has."""
+        """Makes runnable what has become due, and starts what schedules have come to; answers whether anything has."""
         for queue in self.queues.values():
             queue.empty = True
         with self._reachable():
+            await self._schedules.once()
             await self._timers.once()
         return not all(queue.empty for queue in self.queues.values())
 
