@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -171,3 +172,17 @@ async def test_an_idle_application_outlives_a_crash_and_goes_on(server: Server, 
         await until(lambda: {event.connection for event in reconnects} >= {"claim", "service", "control"})
         assert await (await engine.insert(quick.bind(n=2))).result(timeout=10) == 2
         assert len(await engine.workers()) == 1
+
+
+async def test_an_idle_worker_drains_at_once_while_the_database_is_away(server: Server, tmp_path: Path) -> None:
+    """R26, R27: it holds nothing, so nothing has to wait for the database; a claim that can't be sent is not one."""
+    open_journal(str(tmp_path / "journal"))
+    engine = Engine(server.url, machines=MACHINES, poll_interval=0.1, drain_timeout=20)
+    await engine.migrate()
+    async with engine:
+        assert await (await engine.insert(quick.bind(n=1))).result(timeout=10) == 1
+        server.crash()
+        await until(server.gone, why="the end of the server")
+        await until(lambda: engine._worker is not None and engine._worker._links[0].connection is None)
+        began = time.monotonic()
+    assert time.monotonic() - began < 10
