@@ -68,7 +68,7 @@ async def test_a_key_is_given_once_among_the_living(stage: Stage) -> None:
     assert again is None
     assert free is not None
     assert fresh is not None
-    assert await stage.run("inserting/holders", keys=encode(["a", "b", "A"])) == [("a", first), ("A", fresh)]
+    assert await stage.run("inserting/holders", keys=encode(["a", "b", "A"])) == [("a", first, 0), ("A", fresh, 0)]
     rows = await stage.claim((lane, 0, 9))
     revs = {row[0]: row[1] for row in rows}
     assert await stage.insert({"lane": lane, "key": "a"}) == [None], "executing"

@@ -71,7 +71,7 @@ joined AS (
         children_left = p.children_left - CASE WHEN p.children_spare IS NULL THEN c.ends ELSE 0 END,
         children_spare = p.children_spare - c.ends
     FROM counted c
-    WHERE p.id >= c.parent_id AND p.id <= c.parent_id AND p.status = 4 AND p.spawn = ANY (ARRAY[c.parent_spawn])
+    WHERE p.id = ANY (ARRAY[c.parent_id]) AND p.status = 4 AND p.spawn = ANY (ARRAY[c.parent_spawn])
     RETURNING p.id, p.status, p.lane
 ),
 told AS (

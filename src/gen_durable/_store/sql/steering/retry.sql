@@ -60,7 +60,7 @@ uncounted AS (
     SET children_left = p.children_left + CASE WHEN p.children_spare IS NULL THEN 1 ELSE 0 END,
         children_spare = p.children_spare + 1
     FROM gone g
-    WHERE p.id >= g.parent_id AND p.id <= g.parent_id AND p.status = 4 AND p.spawn = ANY (ARRAY[g.parent_spawn])
+    WHERE p.id = ANY (ARRAY[g.parent_id]) AND p.status = 4 AND p.spawn = ANY (ARRAY[g.parent_spawn])
 ),
 told AS (
     SELECT pg_notify('{channel}', CASE WHEN b.status = 0 THEN 'q:' || l.queue ELSE 't:' END)
