@@ -180,9 +180,9 @@ async def test_an_instance_that_is_cancelled_while_it_runs_ends_its_step_and_not
     assert not task.cancelling()
 
 
-async def test_what_a_schedule_has_come_to_is_started(build: Build) -> None:
+async def test_what_a_schedule_has_come_to_is_started(durable_engine: Build) -> None:
     """R18, section 13: an occurrence that the clock has reached runs, once; the next one does not move the clock."""
-    engine = build(tick)
+    engine = durable_engine(machines=[tick])
     async with engine.client():
         await engine.schedule("hourly", None, tick.bind(), every=3600)
         assert (await testing.drain(engine)).runs == 0
