@@ -7,6 +7,8 @@
 -- Index: instances_key decides about duplicates.
 -- Guard: the unique index. A reservation of the key (status 9) is in it too; a row of scope 0 collides with nothing.
 -- Answer: (place in the list from 1, id or null for a duplicate); a row with an unknown lane is missing from it.
+-- Plan: what was given and what came of it meet by grouping: a worker's session has no hash join, and a nested loop over
+--   both lists is quadratic.
 WITH given AS MATERIALIZED (
     SELECT coalesce(g.own_id, nextval('{schema}.instances_id_seq')) AS id, g.*,
         coalesce(g.at, {clock} + make_interval(secs => coalesce(g.delay, 0))) AS due_at
@@ -45,6 +47,6 @@ told AS (
     ) t
     WHERE %(notify)s::boolean
 )
-SELECT g.place, f.id, (SELECT count(*) FROM told) AS told
-FROM given g
-LEFT JOIN fresh f ON f.id = g.id
+SELECT max(u.place), CASE WHEN count(*) > 1 THEN u.id END, (SELECT count(*) FROM told) AS told
+FROM (SELECT g.id, g.place FROM given g UNION ALL SELECT f.id, NULL FROM fresh f) u
+GROUP BY u.id
