@@ -5,7 +5,11 @@
 * ``noop``: a job that does nothing but count itself;
 * ``chain``: five durable steps, one after the other (a machine of five steps where the engine has machines,
   five steps of one workflow, or five jobs of which each inserts the next); it carries ``FILLER``;
-* ``mark``: a job that stamps the board with the time at which it started, under its number.
+* ``mark``: a job that stamps the board with the time at which it started, under its number;
+* ``waiter``: an instance that waits for a signal and then stamps the board, under its number;
+* ``parent``: an instance that spawns as many ``noop`` jobs as its number says, and ends when all of them have.
+
+The last two are for engines that have such things: see ``Waiting``.
 """
 
 from __future__ import annotations
@@ -26,6 +30,22 @@ class Client(Protocol):
 
     async def many(self, kind: str, count: int) -> None:
         """Insert ``count`` numbered from 0 in one call, by the fastest documented way."""
+
+
+class Waiting(Client, Protocol):
+    """What the workloads E and F ask for besides."""
+
+    async def signal(self, number: int) -> None:
+        """Send the waiter of that number the signal that it waits for, durable on return."""
+
+    async def parked(self) -> int:
+        """How many instances wait for a signal."""
+
+    async def left(self) -> int:
+        """How many instances have not ended."""
+
+    async def family(self, count: int) -> None:
+        """Insert a parent of ``count`` children and wait for its end."""
 
 
 class Adapter(Protocol):

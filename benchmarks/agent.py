@@ -14,10 +14,11 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from benchmarks.adapter import Adapter, Client
+from benchmarks.adapter import Adapter, Client, Waiting
 from benchmarks.board import Board
 
 CHUNK = 1000
@@ -64,13 +65,56 @@ async def worker(adapter: Adapter, board: Board, args: dict[str, Any]) -> dict[s
 async def latency(adapter: Adapter, board: Board, args: dict[str, Any]) -> dict[str, Any]:
     """Time from the call of insert to the start of the body; the worker is another process."""
     async with adapter.client() as client:
-        return {"ms": await _latencies(client, board, args["count"])}
+        return {"ms": await _latencies(partial(client.one, "mark"), board, args["count"])}
 
 
 async def latency_local(adapter: Adapter, board: Board, args: dict[str, Any]) -> dict[str, Any]:
     """The same with the worker in this process."""
     async with adapter.worker() as client:
-        return {"ms": await _latencies(client, board, args["count"])}
+        return {"ms": await _latencies(partial(client.one, "mark"), board, args["count"])}
+
+
+async def wakeups(adapter: Adapter, board: Board, args: dict[str, Any]) -> dict[str, Any]:
+    """Time from the call of signal to the start of the body that it wakes; ``local``: in this very process."""
+    async with adapter.worker() if args["local"] else adapter.client() as client:
+        waiting = cast("Waiting", client)
+        total = WARM + args["count"]
+        await waiting.many("waiter", total)
+        while await waiting.parked() < total:
+            await asyncio.sleep(0.05)
+        return {"ms": await _latencies(waiting.signal, board, args["count"])}
+
+
+async def family(adapter: Adapter, board: Board, args: dict[str, Any]) -> dict[str, Any]:
+    """Time the same jobs inserted and run, and spawned, run and joined: plain, children, children, plain."""
+    async with adapter.worker() as client:
+        waiting = cast("Waiting", client)
+        spent = {"plain": 0.0, "children": 0.0}
+        await _plain(waiting, 500)
+        await waiting.family(500)
+        for which in ("plain", "children", "children", "plain"):
+            start = time.monotonic()
+            await (_plain if which == "plain" else _family)(waiting, args["count"])
+            spent[which] += (time.monotonic() - start) / 2
+        return spent
+
+
+async def large_family(adapter: Adapter, board: Board, args: dict[str, Any]) -> dict[str, Any]:
+    """Time one parent from its insertion to its end."""
+    async with adapter.worker() as client:
+        start = time.monotonic()
+        await cast("Waiting", client).family(args["count"])
+        return {"seconds": time.monotonic() - start}
+
+
+async def _plain(client: Waiting, count: int) -> None:
+    await client.many("noop", count)
+    while await client.left():
+        await asyncio.sleep(0.002)
+
+
+async def _family(client: Waiting, count: int) -> None:
+    await client.family(count)
 
 
 async def _bulk(client: Client, kind: str, count: int) -> None:
@@ -78,16 +122,16 @@ async def _bulk(client: Client, kind: str, count: int) -> None:
         await client.many(kind, min(CHUNK, count - offset))
 
 
-async def _latencies(client: Client, board: Board, count: int) -> list[float]:
+async def _latencies(start_one: Callable[[int], Awaitable[None]], board: Board, count: int) -> list[float]:
     for number in range(WARM):
-        await client.one("mark", number)
+        await start_one(number)
         await _marked(board, number)
     await asyncio.sleep(0.5)
     starts = []
     due = time.monotonic()
     for number in range(WARM, WARM + count):
         starts.append(time.monotonic())
-        await client.one("mark", number)
+        await start_one(number)
         due = max(due + PACE, time.monotonic())
         await asyncio.sleep(due - time.monotonic())
     await _marked(board, WARM + count - 1)
@@ -117,6 +161,9 @@ COMMANDS: dict[str, Command] = {
     "worker": worker,
     "latency": latency,
     "latency_local": latency_local,
+    "wakeups": wakeups,
+    "family": family,
+    "large_family": large_family,
 }
 
 

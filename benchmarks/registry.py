@@ -8,7 +8,9 @@ from typing import Any
 
 OWN = "gen_durable"
 FLOOR = "floor"
-ALL = frozenset("ABCD")
+ALL = frozenset("ABCDEF")
+COMMON = frozenset("ABCD")
+"""What every engine has; E and F need signals, and children with a join."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +28,13 @@ class Entry:
     left: str
     requirements: tuple[str, ...] = ()
     python: tuple[int, int] = (3, 11)
-    workloads: frozenset[str] = ALL
+    workloads: frozenset[str] = COMMON
     row_per_step: bool = False
     share: Mapping[str, float] = field(default_factory=dict)
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Settings per workload letter; ``*`` for all. The best that its documentation leads to."""
+    park: str = ""
+    """SQL that makes as many parked instances as its parameter says, out of the one that is there."""
 
     @property
     def slow(self) -> bool:
@@ -48,6 +52,12 @@ ENTRIES = (
         module="benchmarks.engines.gen_durable",
         done="SELECT count(*) FROM gen_durable.finished WHERE status = 6",
         left="SELECT count(*) FROM gen_durable.instances",
+        workloads=ALL,
+        # Every second one has a deadline, a month away or more.
+        park="INSERT INTO gen_durable.instances (due_at, inserted_at, updated_at, lane, status, step, state, awaits) "
+        "SELECT CASE WHEN n % 2 = 0 THEN now() + make_interval(days => 30, secs => n) ELSE 'infinity' END, "
+        "now(), now(), i.lane, 3, i.step, i.state, ARRAY['go'] "
+        "FROM gen_durable.instances i, generate_series(1, $1::int) n",
     ),
     Entry(
         name=FLOOR,

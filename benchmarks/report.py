@@ -16,6 +16,8 @@ COLUMNS = (
     ("client_ms", "client ms"),
     ("server_ms", "server ms"),
     ("p99", "p99 ms"),
+    ("plain", "plain"),
+    ("share", "share"),
 )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.registry import OWN
 
-EXTRAS = ("wal_bytes", "commits", "client_ms", "server_ms", "p99", "others_pct")
+EXTRAS = ("wal_bytes", "commits", "client_ms", "server_ms", "p99", "plain", "share", "others_pct")
 
 
 @dataclass(frozen=True)

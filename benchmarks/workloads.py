@@ -33,9 +33,13 @@ class Sizes:
     singles: int = 1_000
     bulk: int = 20_000
     latencies: int = 200
+    parked: int = 100_000
+    idle: float = 10.0
+    family: int = 5_000
+    large: int = 100_000
 
 
-QUICK = Sizes(chains=1_000, singles=500, latencies=100)
+QUICK = Sizes(chains=1_000, singles=500, latencies=100, parked=20_000, idle=5.0, large=20_000)
 assert QUICK.latencies < MARKS
 
 
@@ -81,7 +85,7 @@ class _Costs:
 
     def __init__(self, bench: Bench, pids: list[int]) -> None:
         self._server, self._database, self._pids = bench.server, bench.database, pids
-        self._commits = self._server.commits(self._database)
+        self.commits = self._server.commits(self._database)
         self._start = self._read()
 
     def _read(self) -> tuple[float, int, float | None, float, float | None, float]:
@@ -101,7 +105,7 @@ class _Costs:
     def per_job(self, jobs: int, own_commits: int = 0) -> dict[str, float]:
         """Costs per job; to be asked when the sessions are closed: their commits are counted only then."""
         time.sleep(0.1)  # a session's last statistics arrive while it ends
-        commits = self._server.commits(self._database) - self._commits - own_commits
+        commits = self._server.commits(self._database) - self.commits - own_commits
         (t0, wal0, server0, workers0, busy0, me0), (t1, wal1, server1, workers1, busy1, me1) = (
             self._start,
             self._end,
@@ -170,6 +174,53 @@ def latency(bench: Bench, *, count: int, local: bool) -> Sample:
     return Sample(percentile(values, 0.5), count, {"p99": percentile(values, 0.99)})
 
 
+def wakeups(bench: Bench, *, count: int, local: bool) -> Sample:
+    """From the call of signal to the start of the body that it wakes, every 20 ms: p50 and p99."""
+    with bench.fresh("E") as agents:
+        agents.call("prepare", kind="noop", count=0)
+        with agents.workers(0 if local else 1):
+            bench.board.open_gate()
+            values = agents.call("wakeups", count=count, local=local)["ms"]
+    return Sample(percentile(values, 0.5), count, {"p99": percentile(values, 0.99)})
+
+
+def idle(bench: Bench, *, parked: int, seconds: float) -> Sample:
+    """What a worker with nothing to do sends beside so many parked instances; CPU time too, all by the second."""
+    with bench.fresh("E") as agents:
+        agents.call("prepare", kind="waiter", count=1)
+        with bench.connect() as connection:
+            psycopg.RawCursor(connection).execute(bench.entry.park.encode(), [parked])
+        bench.vacuum()
+        with agents.workers(1) as workers:
+            bench.board.open_gate()
+            time.sleep(5.0)  # its start, and the first passes of its services
+            costs = _Costs(bench, [worker.pid for worker in workers])
+            time.sleep(seconds)
+            costs.stop()
+            commits = bench.server.commits(bench.database) - costs.commits
+        extras = {key: value for key, value in costs.per_job(1).items() if key.endswith("_ms")}
+        extras = {key: value / seconds for key, value in extras.items()}
+        return Sample(commits / seconds, parked, extras)
+
+
+def family(bench: Bench, *, count: int) -> Sample:
+    """Children of one parent, from its insertion to its end, beside as many plain jobs, inserted and run."""
+    with bench.fresh("F") as agents:
+        agents.call("prepare", kind="noop", count=0)
+        bench.board.open_gate()
+        spent = agents.call("family", count=count)
+    children, plain = count / spent["children"], count / spent["plain"]
+    return Sample(children, count, {"plain": plain, "share": children / plain})
+
+
+def large_family(bench: Bench, *, count: int) -> Sample:
+    """A parent with very many children, from its insertion to its end."""
+    with bench.fresh("F") as agents:
+        agents.call("prepare", kind="noop", count=0)
+        bench.board.open_gate()
+        return Sample(agents.call("large_family", count=count)["seconds"], count)
+
+
 def _wait(condition: Callable[[], bool], workers: list[Any], limit: float = STALL) -> None:
     end = time.monotonic() + limit
     while not condition():
@@ -218,6 +269,19 @@ def tasks(only: str, procs: list[int], sizes: Sizes) -> list[Task]:
         ),
         _latency("D", "same process", sizes.latencies, local=True),
         _latency("D.other", "another process", sizes.latencies, local=False),
+        _wakeup("E", "same process", sizes.latencies, local=True),
+        _wakeup("E.other", "another process", sizes.latencies, local=False),
+        *(_idle(key, parked, sizes.idle) for key, parked in (("E.idle", 0), ("E.parked", sizes.parked))),
+        Task(
+            "F",
+            Measure("F", f"{sizes.family:,} children of one parent, spawn to join", "children/s"),
+            partial(family, count=sizes.family),
+        ),
+        Task(
+            "F",
+            Measure("F.large", f"{sizes.large:,} children of one parent", "s", lower_is_better=True),
+            partial(large_family, count=sizes.large),
+        ),
     ]
     return [task for task in found if task.letter in only]
 
@@ -232,3 +296,13 @@ def _draining(letter: str, kind: str, title: str, unit: str, count: int, procs: 
 def _latency(key: str, where: str, count: int, *, local: bool) -> Task:
     measure = Measure(key, f"insert to start, {where}, p50", "ms", lower_is_better=True)
     return Task("D", measure, partial(latency, count=count, local=local))
+
+
+def _wakeup(key: str, where: str, count: int, *, local: bool) -> Task:
+    measure = Measure(key, f"signal to start of the waiting step, {where}, p50", "ms", lower_is_better=True)
+    return Task("E", measure, partial(wakeups, count=count, local=local))
+
+
+def _idle(key: str, parked: int, seconds: float) -> Task:
+    measure = Measure(key, f"an idle worker beside {parked:,} parked instances", "commits/s", lower_is_better=True)
+    return Task("E", measure, partial(idle, parked=parked, seconds=seconds))

@@ -6,9 +6,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import psycopg
+
 from benchmarks.adapter import FILLER
 from benchmarks.board import Board
-from gen_durable import Context, Done, Engine, Machine, Next, job, step
+from gen_durable import Await, BulkItem, Context, Done, Engine, Machine, Next, Spawn, job, step
 
 _board: list[Board] = []
 
@@ -53,25 +55,74 @@ class Chain(Machine):
         return Done()
 
 
+class Waiter(Machine):
+    number: int
+
+    @step
+    async def start(self, ctx: Context) -> Await:
+        return Await("go", then=self.woken)
+
+    @step
+    async def woken(self, ctx: Context) -> Done:
+        _board[0].mark(self.number)
+        return Done()
+
+
+class Parent(Machine):
+    count: int
+
+    @step
+    async def start(self, ctx: Context) -> Spawn:
+        return Spawn([noop.bind(number=number) for number in range(self.count)], then=self.join)
+
+    @step
+    async def join(self, ctx: Context) -> Done:
+        return Done(len(ctx.children))
+
+
 def _instance(kind: str, number: int) -> Any:
     match kind:
         case "noop":
             return noop.bind(number=number)
         case "mark":
             return mark.bind(number=number)
+        case "waiter":
+            return BulkItem(Waiter(number=number), key=f"waiter {number}")
         case _:
             return Chain(number=number)
 
 
 class Inserter:
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, url: str) -> None:
+        self._engine, self._url = engine, url
+        self._looker: psycopg.AsyncConnection[Any] | None = None
 
     async def one(self, kind: str, number: int) -> None:
         await self._engine.insert(_instance(kind, number))
 
     async def many(self, kind: str, count: int) -> None:
         await self._engine.insert_many([_instance(kind, number) for number in range(count)])
+
+    async def signal(self, number: int) -> None:
+        await self._engine.signal(f"waiter {number}", "go", {"number": number})
+
+    async def parked(self) -> int:
+        return await self._count("SELECT count(*) FROM gen_durable.instances WHERE status = 3")
+
+    async def left(self) -> int:
+        return await self._count("SELECT count(*) FROM gen_durable.instances")
+
+    async def family(self, count: int) -> None:
+        parent = await self._engine.insert(Parent(count=count))
+        ended = await parent.result(timeout=300)
+        if ended != count:
+            raise RuntimeError(f"{count} children spawned, {ended} ended")
+
+    async def _count(self, query: str) -> int:
+        if self._looker is None:
+            self._looker = await psycopg.AsyncConnection.connect(self._url, autocommit=True)
+        row = await (await self._looker.execute(query.encode())).fetchone()
+        return int(row[0]) if row else 0
 
 
 class Adapter:
@@ -83,7 +134,7 @@ class Adapter:
         _board[:] = [board]
 
     def _engine(self) -> Engine:
-        machines = [noop, mark, Chain]
+        machines = [noop, mark, Chain, Waiter, Parent]
         return Engine(self._url, machines=machines, queues={"default": self._concurrency}, **self._options)
 
     async def setup(self) -> None:
@@ -93,10 +144,10 @@ class Adapter:
     async def client(self) -> AsyncIterator[Inserter]:
         engine = self._engine()
         async with engine.client():
-            yield Inserter(engine)
+            yield Inserter(engine, self._url)
 
     @asynccontextmanager
     async def worker(self) -> AsyncIterator[Inserter]:
         engine = self._engine()
         async with engine:
-            yield Inserter(engine)
+            yield Inserter(engine, self._url)

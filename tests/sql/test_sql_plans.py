@@ -342,3 +342,15 @@ async def test_what_others_execute_costs_a_second_reaper_nothing(
         await stage.reap(lease=0.003, on=other)
         plan = await planner.explain(reap)
     assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 60
+
+
+async def test_an_insert_of_many_rows_compares_no_row_with_every_other(
+    stage: Stage, connect: Callable[[], Awaitable[Connection]]
+) -> None:
+    """R15: a worker's session inserts children by thousands, and has no hash join for its answer."""
+    lane = await stage.lane()
+    rows = [{"lane": lane, "step": "s", "state": {}} for _ in range(500)]
+    call = Call("insert", "inserting/insert", {"rows": encode(rows), "notify": True, "soon": 5.0}, set(), 0, 0)
+    plan = await (await open_planner(stage, connect, True)).explain(call)
+    compared = sum(node.get("Rows Removed by Join Filter", 0) for node in nodes(plan))
+    assert compared <= len(rows)

@@ -11,6 +11,8 @@
 --   rev is 0, as no claim's is, and that is its fencing token.
 -- Answer: (place in the list from 1, id or null for a duplicate, how many notifications went out, when it was inserted
 --   and due if it was born claimed, else null); a row with an unknown lane is missing from it.
+-- Plan: what was given and what came of it meet by grouping: a worker's session has no hash join, and a nested loop over
+--   both lists is quadratic.
 WITH given AS MATERIALIZED (
     SELECT coalesce(g.own_id, nextval('{schema}.instances_id_seq')) AS id, g.*,
         coalesce(g.at, {clock} + make_interval(secs => coalesce(g.delay, 0))) AS due_at,
@@ -54,6 +56,10 @@ told AS (
     ) t
     WHERE %(notify)s::boolean
 )
-SELECT g.place, f.id, (SELECT count(*) FROM told) AS told, CASE WHEN f.status = 2 THEN f.due_at END AS born_at
-FROM given g
-LEFT JOIN fresh f ON f.id = g.id
+SELECT max(u.place), CASE WHEN count(*) > 1 THEN u.id END, (SELECT count(*) FROM told) AS told, max(u.born_at) AS born_at
+FROM (
+    SELECT g.id, g.place, NULL::timestamptz AS born_at FROM given g
+    UNION ALL
+    SELECT f.id, NULL, CASE WHEN f.status = 2 THEN f.due_at END FROM fresh f
+) u
+GROUP BY u.id
