@@ -65,9 +65,7 @@ class Approval(Machine):
         return Await(["yes", "no"], then=self.decide, timeout=3600)
 
     @step
-    async def decide(self, ctx: Context) -> Await | Done | Stop:
-        if not ctx.awaited:  # a retry after a cancel
-            return Await(["yes", "no"], then=self.decide)
+    async def decide(self, ctx: Context) -> Done | Stop:
         answer = ctx.awaited[-1]
         if answer.name == "no":
             return Stop("refused")
