@@ -56,3 +56,13 @@ def test_wordcount_gathers_what_its_children_counted(run, tmp_path: Path) -> Non
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{3 * sum(range(30))} words, 2 of them different, in 30 files" in done.stdout
     assert run("wordcount", "no such folder").returncode == 2
+
+
+def test_nightly_starts_each_occurrence_once(run) -> None:  # type: ignore[no-untyped-def]
+    """R18: two workers, a week of nights with a change of the clocks, a line of seconds; and all of it again."""
+    for _ in range(2):
+        done = run("nightly")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stderr == ""
+        assert done.stdout.count("report of 2025-0") == 7
+        assert done.stdout.count("ok ") == 2

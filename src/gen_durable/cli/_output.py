@@ -58,10 +58,9 @@ def _plain(rows: list[list[str]]) -> None:
 
 def pairs(values: dict[str, Any]) -> None:
     """Names and values, one a line; those that are None are left out."""
-    width = max(len(name) for name in values)
-    for name, value in values.items():
-        if value is None:
-            continue
+    shown = {name: value for name, value in values.items() if value is not None}
+    width = max((len(name) for name in shown), default=0)
+    for name, value in shown.items():
         label = click.style(name.ljust(width), bold=True)  # click strips styles where there is no terminal
         text = str(value).replace("\n", "\n" + " " * (width + 2))
         click.echo(f"{label}  {click.style(text, fg=STYLES.get(text))}")
