@@ -57,7 +57,7 @@ async def test_the_first_program_of_the_readme_runs_as_it_stands(capsys: pytest.
         await module.main()
     finally:
         del sys.modules[module.__name__]
-    assert "{'order': 42, 'charge': 'charge of order-42'}" in capsys.readouterr().out
+    assert "{'paid': 100, 'order': 42}" in capsys.readouterr().out
     assert block.text.endswith('if __name__ == "__main__":\n    asyncio.run(main())\n')
 
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import psycopg
 import pytest
 from click.testing import CliRunner
+from engine_support import eventually
 
 from gen_durable import Engine
 from gen_durable.cli.app import root
@@ -52,6 +54,35 @@ class Order(Machine):
 engine = Engine(machines=[double, mail, refuse, Order], schema=os.environ["APP_SCHEMA"])
 """
 
+STEERED = """
+from gen_durable import Await, Context, Done, Machine, Spawn, Stop, step
+
+class Approval(Machine):
+    what: str
+
+    @step
+    async def ask(self, ctx: Context) -> Await:
+        return Await(["yes", "no"], then=self.decide, timeout=3600)
+
+    @step
+    async def decide(self, ctx: Context) -> Done | Stop:
+        answer = ctx.awaited[-1]
+        if answer.name == "no":
+            return Stop("refused")
+        return Done({"what": self.what, "by": answer.payload["by"]})
+
+class Team(Machine):
+    size: int
+
+    @step
+    async def start(self, ctx: Context) -> Spawn:
+        return Spawn([Approval(what=str(n)) for n in range(self.size)], then=self.end)
+
+    @step
+    async def end(self, ctx: Context) -> Done:
+        return Done()
+"""
+
 
 class Ran(NamedTuple):
     code: int
@@ -73,7 +104,7 @@ class Shell:
         return [sys.executable, "-m", "gen_durable", *args]
 
     def run(self, *args: str, code: int = 0, stdin: str = "") -> Ran:
-        if args[0] in ("show", "list", "workers", "queues", "migrate"):
+        if args[0] in ("show", "list", "workers", "queues", "migrate", "signal", "wait", "cancel", "retry"):
             args += ("--schema", self.schema)
         done = self.call(*args, stdin=stdin)
         assert done.code == code, done.stdout + done.stderr
@@ -359,6 +390,122 @@ def test_options_of_the_group_reach_its_commands(inside: Shell) -> None:
     refused = inside.call("queues", "--schema", "no_such_schema", "pause", "default")
     assert refused.code == 3
     assert "no_such_schema" in refused.stderr
+
+
+# Signals, waiting, steering -------------------------------------------------------------------------
+
+
+async def until(engine: Engine, target: int, status: str) -> None:
+    async def there() -> bool:
+        return (await engine.get(target)).status == status
+
+    await eventually(there)
+
+
+@pytest.fixture
+async def parked(inside: Shell, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Engine, Shell, Any]]:
+    """A worker in this process, the shell, and the module ``steered`` with its machines."""
+    path = inside.folder / "steered.py"
+    path.write_text(STEERED)
+    spec = importlib.util.spec_from_file_location("steered", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module: Any = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "steered", module)
+    spec.loader.exec_module(module)
+    machines = [module.Approval, module.Team]
+    url = inside.env["GEN_DURABLE_DATABASE_URL"]
+    async with Engine(url, machines=machines, schema=inside.schema, name=inside.schema) as engine:
+        yield engine, inside, module
+
+
+async def test_signal_and_wait(parked: tuple[Engine, Shell, Any]) -> None:
+    """R10 by the command line: who waits for what is shown, a signal wakes it, `wait` prints the result."""
+    engine, shell, module = parked
+
+    async def run(*args: str, code: int = 0) -> Ran:
+        return await asyncio.to_thread(shell.run, *args, code=code)
+
+    handle = await engine.insert(module.Approval(what="a chair"), key="request:1")
+    await until(engine, handle.id, "awaiting_signal")
+    shown = (await run("show", "request:1")).stdout.replace("waits for", "waits_for")
+    fields = dict(line.split(None, 1) for line in shown.splitlines())
+    assert (fields["status"], fields["waits_for"]) == ("awaiting_signal", "no, yes")
+    assert "deadline" in fields
+    assert "due" not in fields
+    listed = (await run("list", "--status", "awaiting_signal")).stdout
+    assert "WAITS FOR" in listed
+    assert "no, yes" in listed
+    assert "AWAITING_SIGNAL" in (await run("queues")).stdout
+    still = await run("wait", "request:1", "--timeout", "0.05", code=6)
+    assert "still awaiting_signal" in still.stderr
+    assert still.stdout == ""
+
+    other = Shell(shell.folder, shell.env["GEN_DURABLE_DATABASE_URL"], shell.schema)
+    waiting = asyncio.create_task(asyncio.to_thread(other.run, "wait", "request:1", "--timeout", "30s"))
+    sent = ("signal", "request:1", "yes", "--payload", '{"by": "anna"}')
+    assert (await run(*sent)).stdout == "request:1: yes delivered\n"
+    result = {"what": "a chair", "by": "anna"}
+    assert json.loads((await waiting).stdout) == result
+    told = json.loads((await run("wait", str(handle.id), "--json")).stdout)
+    assert told == {"id": handle.id, "key": "request:1", "status": "done", "result": result, "error": None}
+    assert "no live instance" in (await run(*sent, code=1)).stderr
+
+
+async def test_a_repeated_signal_is_told(parked: tuple[Engine, Shell, Any]) -> None:
+    """R11: the dedup key; and a key that looks like a number."""
+    engine, shell, module = parked
+    await engine.insert(module.Approval(what="a lamp"), key="99", delay=3600)
+    args = ("signal", "99", "yes", "--payload", "-", "--dedup-key", "a", "--key", "--json")
+    told = [json.loads((await asyncio.to_thread(shell.run, *args, stdin="[1]")).stdout)["new"] for _ in range(2)]
+    assert told == [True, False]
+
+
+async def test_cancel_and_retry(parked: tuple[Engine, Shell, Any]) -> None:
+    """Section 12 by the command line: each target is answered for, whatever became of the others."""
+    engine, shell, module = parked
+
+    async def run(*args: str, code: int = 0) -> Ran:
+        return await asyncio.to_thread(shell.run, *args, code=code)
+
+    team = await engine.insert(module.Team(size=3), key="team")
+    await until(engine, team.id, "awaiting_children")
+    assert "3 children" in (await run("show", "team")).stdout
+    members = (await engine.list(machine="Approval")).items
+    shown = (await run("show", str(members[0].id))).stdout
+    assert ["parent", str(team.id)] in [line.split() for line in shown.splitlines()]
+
+    done = await run("cancel", "team", "nobody", "--cascade", "--reason", "reorganised", code=1)
+    assert done.stdout == "team: cancelled\n"
+    assert "nobody" in done.stderr
+    assert {one.status for one in (await engine.list()).items} == {"cancelled"}
+    assert "reorganised" in (await run("wait", "team", code=5)).stderr
+    assert (await run("cancel", str(team.id))).stdout == f"{team.id}: had ended already\n"
+
+    first, second = members[0].id, members[1].id
+    answers = json.loads((await run("retry", str(first), "123456789", str(second), "--json", code=1)).stdout)
+    assert [one["answer"] for one in answers] == ["runs again", None, "runs again"]
+    assert "123456789" in answers[1]["error"]
+    await until(engine, first, "awaiting_signal")
+    assert "only a failed or cancelled one" in (await run("retry", str(first), code=1)).stderr
+    await run("signal", str(first), "no")
+    failed = await run("wait", str(first), "--json", code=4)
+    assert json.loads(failed.stdout)["error"]["message"] == "refused"
+    assert "refused" in failed.stderr
+
+
+def test_insert_replaces_and_scopes(inside: Shell) -> None:
+    """R16 by the command line: replace where it waits; a scope without uniqueness."""
+    args = ("insert", "app:engine", "double", "--key", "a", "--delay", "1h")
+    first = inside.json(*args, '{"n": 1}')
+    second = inside.json(*args, '{"n": 2}', "--on-conflict", "replace")
+    assert second["id"] == first["id"]
+    assert inside.json("show", "a")["state"] == {"n": 2}
+    loose = ("insert", "app:engine", "double", '{"n": 3}', "--key", "b", "--scope", "none")
+    assert inside.json(*loose)["id"] != inside.json(*loose)["id"]
+    inside.run("insert", "app:engine", "double", '{"n": 4}', "--key", "c", "--scope", "live", "--scope", "done")
+    refused = inside.run("insert", "app:engine", "double", '{"n": 4}', "--key", "c", "--scope", "done", code=2)
+    assert '"live"' in refused.stderr
 
 
 # Development server, demo -------------------------------------------------------------------------

@@ -475,3 +475,21 @@ async def test_crash_loops_end(build: Build, sql: Sql) -> None:
     assert (found.status, runs) == ("failed", [])
     assert found.error is not None
     assert "its worker died 2 times in step 'run'" in found.error["message"]
+
+
+async def test_a_stop_amid_a_service_s_statement_is_quiet(
+    build: Build, connect: Callable[[], Any], sql: Sql, schema: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """R26: nobody hears of the statement that the stop cuts off, here the pruner's, which waits for a lock."""
+    blocker = await connect()
+    async with blocker.transaction():
+        await blocker.execute(f"LOCK TABLE {schema}.finished".encode())
+
+        async def waits() -> bool:
+            asked = "SELECT 1 FROM pg_stat_activity WHERE application_name LIKE %s AND wait_event_type = 'Lock'"
+            return bool(await sql(asked, f"%{schema}%"))
+
+        with caplog.at_level(logging.WARNING):
+            async with build(noop):
+                await eventually(waits)
+    assert [record.getMessage() for record in caplog.records] == []

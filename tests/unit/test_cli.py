@@ -26,9 +26,12 @@ from gen_durable.cli.supervisor import Policy
 from gen_durable.errors import (
     DatabaseUnreachable,
     DuplicateInstance,
+    InstanceCancelled,
+    InstanceFailed,
     InvalidState,
     NoSuchInstance,
     SchemaMissing,
+    StillRunning,
 )
 from gen_durable.status import Status
 
@@ -107,7 +110,11 @@ def test_every_command_has_debug(path: str, command: click.Command) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["show", "list", "workers", "queues", "insert", "migrate", "dev status", "schedule list"]
+    "path",
+    [
+        *("show", "list", "workers", "queues", "insert", "migrate", "dev status", "schedule list"),
+        *("signal", "wait", "cancel", "retry"),
+    ],
 )
 def test_what_answers_has_json(path: str) -> None:
     found = dict(commands())[f"gen-durable {path}"]
@@ -116,7 +123,14 @@ def test_what_answers_has_json(path: str) -> None:
 
 def test_exit_codes_are_in_the_help() -> None:
     text = " ".join(call("--help").output.split())
-    for part in ("0 done", "1 the operation failed", "2 wrong usage", "3 the database", "130 interrupted"):
+    for part in (
+        "0 done",
+        "1 the operation failed",
+        "2 wrong usage",
+        "3 the database",
+        "4, 5, 6 `wait`",
+        "130 interrupted",
+    ):
         assert part in text
 
 
@@ -184,7 +198,16 @@ def test_completion_completes() -> None:
         (["insert", "app:engine", "X", "--delay", "soon"], "not a duration"),
         (["insert", "app:engine", "X", "--at", "soon"], "ISO 8601"),
         (["insert", "app:engine", "X", "--at", "2031-01-31T09:00:00"], "2031-01-31T09:00:00Z"),
-        (["insert", "app:engine", "X", "--on-conflict", "replace"], "--on-conflict"),
+        (["insert", "app:engine", "X", "--on-conflict", "ignore"], "--on-conflict"),
+        (["insert", "app:engine", "X", "--many", "file", "--on-conflict", "replace"], "can't replace"),
+        (["insert", "app:engine", "X", "--scope", "done"], "give --key too"),
+        (["insert", "app:engine", "X", "--key", "k", "--scope", "none", "--scope", "live"], "stands alone"),
+        (["signal", "7"], "NAME"),
+        (["signal", "7", "go", "--payload", "yes"], "--payload can't be read"),
+        (["wait", "7", "--timeout", "soon"], "not a duration"),
+        (["cancel"], "TARGET"),
+        (["cancel", "7", "--reason", ""], "--reason is empty"),
+        (["retry"], "TARGET"),
         (["completion", "tcsh"], "tcsh"),
     ],
 )
@@ -261,6 +284,9 @@ def test_exit_codes() -> None:
     assert exit_code(NoSuchInstance(3)) == 1
     assert exit_code(DuplicateInstance("a", 3)) == 1
     assert exit_code(RuntimeError()) == 1
+    assert exit_code(InstanceFailed(3, None)) == 4
+    assert exit_code(InstanceCancelled(3)) == 5
+    assert exit_code(StillRunning(3, "executing", 1)) == 6
     assert exit_code(InvalidState("x")) == 2
     assert exit_code(DatabaseUnreachable("x")) == 3
     assert exit_code(SchemaMissing("x")) == 3
@@ -316,8 +342,7 @@ def test_wrong_queue_sizes(text: str) -> None:
 
 
 def test_the_statuses_offered_are_those_that_occur() -> None:
-    later = {Status.AWAITING_SIGNAL, Status.AWAITING_CHILDREN, Status.BLOCKED}
-    assert list(STATUSES) == list(dict.fromkeys(status.label for status in Status if status not in later))
+    assert list(STATUSES) == list(dict.fromkeys(status.label for status in Status if status != Status.BLOCKED))
 
 
 # Loading ------------------------------------------------------------------------------------------

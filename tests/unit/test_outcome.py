@@ -6,16 +6,18 @@ import copy
 import dataclasses
 import math
 import pickle
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, get_args
 
 import pytest
 
+from gen_durable import Context, Machine, job, step
 from gen_durable.errors import InvalidArgument
 from gen_durable.outcome import (
     KEEP,
     MAX_SECONDS,
+    Await,
     Cancel,
     Done,
     Next,
@@ -23,8 +25,10 @@ from gen_durable.outcome import (
     Retry,
     RetryAfter,
     Sleep,
+    Spawn,
     Stop,
     check_name,
+    child,
 )
 
 
@@ -80,6 +84,8 @@ DELAYS: list[tuple[str, Any]] = [
     ("Retry: delay", lambda delay: Retry(delay).delay),
     ("Sleep: seconds", lambda delay: Sleep(delay, "ship").seconds),
     ("RetryAfter: delay", lambda delay: RetryAfter(delay).delay),
+    ("Await: timeout", lambda delay: Await("a", "ship", timeout=delay).timeout),
+    ("Spawn: timeout", lambda delay: Spawn([], "ship", timeout=delay).timeout),
 ]
 
 
@@ -174,7 +180,11 @@ def test_retry_after_says_its_delay() -> None:
     assert issubclass(Cancel, Exception)
 
 
-@pytest.mark.parametrize("outcome", [Next("a", queue="q"), Retry(1), Sleep(1, "a"), Done(1), Stop("x")], ids=repr)
+@pytest.mark.parametrize(
+    "outcome",
+    [Next("a", queue="q"), Retry(1), Sleep(1, "a"), Await(["x", "y"], "a", timeout=1), Done(1), Stop("x")],
+    ids=repr,
+)
 def test_outcomes_are_frozen_values(outcome: Any) -> None:
     assert isinstance(outcome, get_args(Outcome))
     assert outcome == copy.deepcopy(outcome) == pickle.loads(pickle.dumps(outcome))
@@ -187,3 +197,130 @@ def test_outcomes_are_frozen_values(outcome: Any) -> None:
 def test_keep_stays_itself() -> None:
     assert pickle.loads(pickle.dumps(KEEP)) is KEEP
     assert repr(KEEP) == "KEEP"
+
+
+# Await, Spawn, child ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("names", "kept"),
+    [
+        ("paid", ("paid",)),
+        (["b", "a", "b"], ("a", "b")),
+        (("a",), ("a",)),
+        ({"b", "a"}, ("a", "b")),
+        (frozenset({"é" * 256}), ("é" * 256,)),
+    ],
+)
+def test_names_of_an_await(names: Any, kept: tuple[str, ...]) -> None:
+    """Section 5: one name or several, each once."""
+    outcome = Await(names, then=Shop().ship, timeout=timedelta(hours=1))
+    assert (outcome.names, outcome.then, outcome.timeout) == (kept, "ship", 3600.0)
+    assert Await(names, "ship").timeout is None
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        ([], "names is empty; name at least one signal"),
+        (3, r"names must be a string or several, not 3 \(int\)"),
+        (None, "names must be a string or several, not None"),
+        (b"paid", "names must be a string or several"),
+        ({"paid": 1}, "names must be a string or several"),
+        ("", "the name of a signal must not be empty"),
+        (["a", 3], r"the name of a signal must be a string, not 3 \(int\)"),
+        (["a\0"], "has a NUL character"),
+    ],
+    ids=range(8),
+)
+def test_bad_names_of_an_await(names: Any, says: str) -> None:
+    """Section 14: where it is built, with the value and the mend."""
+    with pytest.raises(InvalidArgument, match=f"^Await: .*{says}"):
+        Await(names, then="ship")
+
+
+def test_an_await_needs_a_step_and_a_timeout_that_is_one() -> None:
+    with pytest.raises(TypeError):
+        Await("paid")  # type: ignore[call-arg]
+    with pytest.raises(InvalidArgument, match=r"^Await: then got 3"):
+        Await("paid", then=3)  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgument, match=r"^Await: timeout must be 0 or more seconds, not -1"):
+        Await("paid", then="ship", timeout=-1)
+
+
+@job
+async def task(n: int = 0) -> int:
+    return n
+
+
+class Parcel(Machine):
+    number: int = 0
+
+    @step
+    async def start(self, ctx: Context) -> Done:
+        return Done()
+
+
+def test_children_are_machines_and_jobs_with_options_or_without() -> None:
+    """Section 6."""
+    at = datetime(2030, 1, 1, tzinfo=UTC)
+    given = [task.bind(1), Parcel(number=2), child(task.bind(3), key="k", queue="q", priority=-1, at=at)]
+    outcome = Spawn(given, then=Shop().ship)
+    assert [(one.key, one.queue, one.priority, one.at) for one in outcome.children] == [
+        (None, None, None, None),
+        (None, None, None, None),
+        ("k", "q", -1, at),
+    ]
+    assert (outcome.then, outcome.join, outcome.success, outcome.timeout, outcome.cancel_rest) == (
+        *("ship", 3, False, None, False),
+    )
+    assert Spawn((task.bind(n) for n in range(4)), then="ship").join == 4  # any iterable
+    assert Spawn([], then="ship").join == 0
+
+
+@pytest.mark.parametrize(
+    ("join", "children", "count"),
+    [("all", 3, 3), ("any", 3, 1), (2, 3, 2), (3, 3, 3), ("any", 0, 0), (1, 0, 0), ("all", 0, 0)],
+)
+def test_join_rules(join: Any, children: int, count: int) -> None:
+    """Section 6: all, any, or a number; nothing to wait for without children."""
+    assert Spawn([task.bind(n) for n in range(children)], then="ship", join=join).join == count
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"join": "most"}, r"""Spawn: join must be "all", "any" or a number, not 'most' \(str\)"""),
+        ({"join": None}, "Spawn: join must be"),
+        ({"join": True}, "Spawn: join must be"),
+        ({"join": 1.0}, "Spawn: join must be"),
+        ({"join": 0}, "Spawn: join=0 of 2 children; use a number from 1 to 2"),
+        ({"join": 3}, "Spawn: join=3 of 2 children; use a number from 1 to 2"),
+        ({"success": 1}, r"Spawn: success must be True or False, not 1 \(int\)"),
+        ({"cancel_rest": "yes"}, "Spawn: cancel_rest must be True or False"),
+        ({"timeout": -1}, "Spawn: timeout must be 0 or more seconds"),
+        ({"then": None}, "Spawn: then got None"),
+        ({"children": 3}, r"Spawn: children must be a list of machines and jobs, not 3 \(int\)"),
+        ({"children": "task"}, "Spawn: children must be a list"),
+        ({"children": [task]}, r"neither a machine nor a bound job; give Resize\(\.\.\.\) or resize\.bind"),
+        ({"children": [Parcel]}, "neither a machine nor a bound job"),
+        ({"children": [task.bind(), 3]}, r"Spawn got 3 \(int\), which is neither"),
+        ({"children": [child(Parcel)]}, "neither a machine nor a bound job"),
+        ({"children": [{"n": 1}]}, "neither a machine nor a bound job"),
+    ],
+    ids=range(17),
+)
+def test_bad_spawns(arguments: dict[str, Any], says: str) -> None:
+    """Section 14: where it is built, with the value and the mend."""
+    with pytest.raises(InvalidArgument, match=says):
+        Spawn(**{"children": [task.bind(), task.bind()], "then": "ship"} | arguments)
+
+
+def test_a_spawn_keeps_the_list_that_it_was_given() -> None:
+    given = [task.bind(1)]
+    outcome = Spawn(given, then="ship")
+    given.append(task.bind(2))
+    assert len(outcome.children) == 1
+    assert isinstance(outcome, get_args(Outcome))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        outcome.then = "other"  # type: ignore[misc]

@@ -185,7 +185,8 @@ class Link:
             await _discard(connection)
 
     def abort(self) -> None:
-        """Makes the statement that is under way fail at once."""
+        """Makes the statement that is under way fail at once; there is none after it."""
+        self._closed = True
         if self._connection is not None:
             cut(self._connection)
 

@@ -185,26 +185,26 @@ class Worker(Listener):
 
     async def run(self) -> None:
         """Works until drained or declared dead; the caller restarts a dead one under a new id."""
-        tasks: list[asyncio.Task[None]] = []
+        services = (self._timers, self._schedules, self._reaper, self._pruner)
         try:
             async with asyncio.TaskGroup() as group:
                 claims = group.create_task(self._claimer.run(), name="gen_durable claimer")
-                tasks += [
-                    claims,
-                    group.create_task(self._flusher.run(), name="gen_durable flusher"),
-                    group.create_task(self._timers.run(), name="gen_durable timers"),
-                    group.create_task(self._schedules.run(), name="gen_durable schedules"),
-                    group.create_task(self._reaper.run(), name="gen_durable reaper"),
-                    group.create_task(self._pruner.run(), name="gen_durable pruner"),
-                ]
+                flusher = group.create_task(self._flusher.run(), name="gen_durable flusher")
+                passes = [group.create_task(one.run(), name=f"gen_durable {one.name}") for one in services]
                 await self._ended.wait()
                 if self._crash is not None:
                     raise self._crash
                 if not self.dead:
                     await self._finish(claims)
+                claims.cancel()
+                flusher.cancel()
+                for service in services:
+                    service.stop()
                 for link in self._links:
                     link.abort()  # a statement of a service that is under way
-                for task in tasks:
+                # A pass ends by that. To cancel it amid its statement would make psycopg complain of the broken socket.
+                await asyncio.wait(passes, timeout=1.0)
+                for task in passes:
                     task.cancel()
         finally:
             await self._close()

@@ -18,12 +18,14 @@ __all__ = [
     "database_options",
     "debug_option",
     "json_option",
+    "key_option",
     "moment",
     "open_client",
     "queue_sizes",
     "run",
     "seconds",
     "start_development",
+    "target_of",
     "url_option",
 ]
 
@@ -45,6 +47,7 @@ debug_option = click.option(
     "--debug", is_flag=True, expose_value=False, callback=_set_debug, help="Show the traceback of an error."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Write one JSON document to stdout.")
+key_option = click.option("--key", "is_key", is_flag=True, help="TARGET is a key, even if it looks like a number.")
 url_option = click.option(
     "--database-url",
     metavar="URL",
@@ -57,6 +60,11 @@ def database_options(command: Command) -> Command:
     """Adds ``--database-url`` and ``--schema``."""
     schema = click.option("--schema", default="gen_durable", show_default=True, help="The Postgres schema.")
     return url_option(schema(command))
+
+
+def target_of(text: str, is_key: bool) -> int | str:
+    """What a ``TARGET`` names: a number is an id, unless ``--key`` was given."""
+    return int(text) if text.isascii() and text.isdigit() and not is_key else text
 
 
 def seconds(value: str) -> float:

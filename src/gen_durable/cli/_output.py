@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -10,7 +11,7 @@ from typing import Any
 
 import rich_click as click
 
-__all__ = ["pairs", "progress", "table", "when", "write_json"]
+__all__ = ["as_text", "pairs", "progress", "table", "when", "write_json"]
 
 STYLES = {"done": "green", "failed": "red", "cancelled": "yellow", "executing": "cyan", "crashed": "red"}
 
@@ -20,6 +21,12 @@ def write_json(document: Any) -> None:
     import msgspec
 
     click.echo(msgspec.json.format(msgspec.json.encode(document), indent=2))
+
+
+def as_text(value: Any) -> str:
+    """A value as JSON for people: on one line while it is short."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else json.dumps(value, ensure_ascii=False, indent=2)
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[Any]], *, empty: str) -> None:
@@ -51,10 +58,9 @@ def _plain(rows: list[list[str]]) -> None:
 
 def pairs(values: dict[str, Any]) -> None:
     """Names and values, one a line; those that are None are left out."""
-    width = max(len(name) for name in values)
-    for name, value in values.items():
-        if value is None:
-            continue
+    shown = {name: value for name, value in values.items() if value is not None}
+    width = max((len(name) for name in shown), default=0)
+    for name, value in shown.items():
         label = click.style(name.ljust(width), bold=True)  # click strips styles where there is no terminal
         text = str(value).replace("\n", "\n" + " " * (width + 2))
         click.echo(f"{label}  {click.style(text, fg=STYLES.get(text))}")

@@ -19,6 +19,7 @@ from gen_durable.cli.migrate import migrate
 from gen_durable.cli.queues import queues
 from gen_durable.cli.reading import list_, show, workers
 from gen_durable.cli.schedules import schedule
+from gen_durable.cli.steering import cancel, retry, signal, wait
 from gen_durable.cli.worker import worker
 from gen_durable.errors import (
     ConfigurationError,
@@ -27,12 +28,16 @@ from gen_durable.errors import (
     DuplicateInstance,
     EmbeddedError,
     GenDurableError,
+    InstanceCancelled,
+    InstanceFailed,
     InvalidArgument,
+    StillRunning,
 )
 
 __all__ = ["FAILED", "INTERRUPTED", "NO_DATABASE", "USAGE", "root"]
 
 FAILED, USAGE, NO_DATABASE, INTERRUPTED = 1, 2, 3, 130
+ENDS: dict[type[Exception], int] = {InstanceFailed: 4, InstanceCancelled: 5, StillRunning: 6}  # what a wait found
 
 _SECRET = re.compile(r"(://[^:/@\s]*:)\S+@|(password\s*=\s*)('[^']*'|\S+)", re.IGNORECASE)
 
@@ -59,6 +64,8 @@ def exit_code(error: Exception) -> int:
     """The exit code that an error ends with."""
     if isinstance(error, DatabaseError) or type(error).__module__.partition(".")[0] == "psycopg":
         return NO_DATABASE
+    if type(error) in ENDS:
+        return ENDS[type(error)]
     return USAGE if isinstance(error, ConfigurationError | DefinitionError | InvalidArgument) else FAILED
 
 
@@ -83,9 +90,13 @@ def root() -> None:
     in `./.gen_durable/postgres` (not for workers, unless `--embedded` asks for it).
 
     Exit codes: 0 done; 1 the operation failed; 2 wrong usage, settings or arguments (nothing was written); 3 the
-    database can't be reached or its schema does not fit; 130 interrupted.
+    database can't be reached or its schema does not fit; 4, 5, 6 `wait` found it failed, cancelled, still
+    running; 130 interrupted.
     """
 
 
-for command in (migrate, worker, insert, show, list_, workers, queues, schedule, demo, dev, completion):
+for command in (
+    *(migrate, worker, insert, signal, wait, cancel, retry, show, list_, workers, queues, schedule),
+    *(demo, dev, completion),
+):
     root.add_command(command)

@@ -43,10 +43,18 @@ CHUNK = 4000
 @click.option("--at", help="When it is due: an ISO 8601 time with its offset, like 2030-01-31T09:00:00+01:00.")
 @click.option(
     "--on-conflict",
-    type=click.Choice(["raise", "existing"]),
+    type=click.Choice(["raise", "existing", "replace"]),
     default="raise",
     show_default=True,
-    help="When the key is taken: fail (with --many: after the others went in), or take the existing instance.",
+    help="When the key is taken: fail (with --many: after the others went in), take the existing instance, or replace "
+    "it where it waits and was never started (not with --many).",
+)
+@click.option(
+    "--scope",
+    type=click.Choice(["live", "done", "failed", "cancelled", "none"]),
+    multiple=True,
+    help="A status in which it holds its key; may be repeated, with live among them. By default live; none alone is no "
+    "uniqueness.",
 )
 @url_option
 @json_option
@@ -70,6 +78,9 @@ def insert(
     if many is not None and fields is not None:
         raise click.UsageError("give either JSON or --many")
     options["at"] = None if options["at"] is None else moment("--at", options["at"])
+    options["scope"] = _scope(options["scope"], options["key"])
+    if many is not None and options["on_conflict"] == "replace":
+        raise click.UsageError("--many can't replace: insert one by one, or give --on-conflict existing")
     if options["at"] is not None and options["delay"] is not None:
         raise click.UsageError("--delay and --at: give one of them")
     engine = load_engine(target)
@@ -83,6 +94,16 @@ def insert(
         run(_insert_one(engine, item, options, as_json))
     elif not run(_insert_many(engine, spec, many, options, as_json)):
         ctx.exit(1)
+
+
+def _scope(given: tuple[str, ...], key: str | None) -> tuple[str, ...] | None:
+    if given and key is None:
+        raise click.UsageError("--scope is about a key: give --key too")
+    if "none" in given and len(given) > 1:
+        raise click.UsageError("--scope none stands alone: it is no uniqueness at all")
+    if not given:
+        return None
+    return () if given == ("none",) else given
 
 
 def _object(text: str | bytes, what: str) -> dict[str, Any]:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from gen_durable.cli._options import database_options, debug_option, json_option, open_client, run
-from gen_durable.cli._output import pairs, table, when, write_json
+from gen_durable.cli._options import (
+    database_options,
+    debug_option,
+    json_option,
+    key_option,
+    open_client,
+    run,
+    target_of,
+)
+from gen_durable.cli._output import as_text, pairs, table, when, write_json
 from gen_durable.cli.queues import STATUSES
 
 if TYPE_CHECKING:
@@ -20,15 +27,14 @@ __all__ = ["list_", "show", "workers"]
 
 @click.command
 @click.argument("target", help="An id (a number) or a key.")
-@click.option("--key", "is_key", is_flag=True, help="TARGET is a key, even if it looks like a number.")
+@key_option
 @click.option("--history", is_flag=True, help="Show its transitions too.")
 @database_options
 @json_option
 @debug_option
 def show(target: str, is_key: bool, history: bool, database_url: str | None, schema: str, as_json: bool) -> None:
     """Show one instance: where it is, its state, its result or error."""
-    number = target.isascii() and target.isdigit() and not is_key
-    run(_show(int(target) if number else target, history, database_url, schema, as_json))
+    run(_show(target_of(target, is_key), history, database_url, schema, as_json))
 
 
 async def _show(target: int | str, history: bool, url: str | None, schema: str, as_json: bool) -> None:
@@ -49,6 +55,7 @@ async def _show(target: int | str, history: bool, url: str | None, schema: str, 
 
 
 def _described(found: Snapshot) -> dict[str, Any]:
+    parked = _waits_for(found) is not None
     return {
         "id": found.id,
         "key": found.key,
@@ -59,20 +66,25 @@ def _described(found: Snapshot) -> dict[str, Any]:
         "attempt": found.attempt or None,
         "crashes": found.crashes or None,
         "priority": found.priority or None,
+        "parent": found.parent_id,
         "worker": found.worker,
-        "due": when(found.due_at),
+        "waits for": _waits_for(found),
+        "deadline" if parked else "due": when(found.due_at),
         "inserted": when(found.inserted_at),
         "updated": when(found.updated_at),
         "finished": when(found.finished_at),
-        "state": _json(found.state),
-        "result": None if found.result is None else _json(found.result),
+        "state": as_text(found.state),
+        "result": None if found.result is None else as_text(found.result),
         "error": _error(found.error, full=True),
     }
 
 
-def _json(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 80 else json.dumps(value, ensure_ascii=False, indent=2)
+def _waits_for(found: Snapshot) -> str | None:
+    if found.awaits is not None:
+        return ", ".join(found.awaits)
+    if found.children_left is not None:
+        return "1 child" if found.children_left == 1 else f"{found.children_left} children"
+    return None
 
 
 def _error(error: dict[str, Any] | None, *, full: bool = False) -> str | None:
@@ -118,15 +130,28 @@ async def _list(url: str | None, schema: str, as_json: bool, filters: dict[str, 
         write_json(page)
         return
     table(
-        ("id", "key", "machine", "queue", "status", "step", "attempt", "due", "finished"),
-        [
-            [i.id, i.key, i.machine, i.queue, i.status, i.step, i.attempt, when(i.due_at), when(i.finished_at)]
-            for i in page.items
-        ],
+        ("id", "key", "machine", "queue", "status", "step", "attempt", "waits for", "due", "finished", "parent"),
+        [_listed(found) for found in page.items],
         empty="no instance fits",
     )
     if page.next is not None:
         click.echo(f"There are more: --after {page.next}", err=True)
+
+
+def _listed(found: Snapshot) -> list[Any]:
+    return [
+        found.id,
+        found.key,
+        found.machine,
+        found.queue,
+        found.status,
+        found.step,
+        found.attempt,
+        _waits_for(found),
+        when(found.due_at),  # of one that waits: its deadline
+        when(found.finished_at),
+        found.parent_id,
+    ]
 
 
 @click.command

@@ -1,0 +1,1 @@
+"""A report for each night, started by a cron line: ``python -m examples.nightly``."""
