@@ -1,0 +1,39 @@
+"""Outcomes of waiting that the database refuses, cancels that cross a commit, and trouble that is no step's fault."""
+
+from __future__ import annotations
+
+from engine_support import Build, Sql, ended
+
+from gen_durable import Context, Done, Machine, Spawn, child, job, step
+
+
+@job
+async def unlucky(n: int) -> int:
+    return n
+
+
+class Parent(Machine):
+    numbers: list[int]
+    key: str | None = None
+    runs: int = 0
+
+    @step
+    async def start(self, ctx: Context) -> Spawn:
+        return Spawn([child(unlucky.bind(n=n), key=self.key) for n in self.numbers], then=self.join)
+
+    @step
+    async def join(self, ctx: Context) -> Done:
+        return Done([c.result for c in ctx.children])
+
+
+async def test_a_child_that_only_postgres_refuses_fails_its_parent(build: Build, sql: Sql) -> None:
+    """R8: once, with the reason; no child of an outcome that is not there."""
+    await sql("ALTER TABLE {s}.instances ADD CHECK ((state -> 'n') IS DISTINCT FROM '13')")
+    async with build(Parent, unlucky) as engine:
+        handle = await engine.insert(Parent(numbers=[1, 13]))
+        found = await ended(handle)
+        assert found.status == "failed"
+        assert found.error is not None
+        assert "Postgres refused" in found.error["message"]
+        assert (await engine.insert(Parent(numbers=[2]))).id > handle.id
+        assert await sql("SELECT count(*) FROM {s}.all_instances WHERE parent_id = %s", handle.id) == [(0,)]
