@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from engine_support import Build, Sql, ended
 
 from gen_durable import Context, Done, Machine, Spawn, child, job, step
@@ -37,3 +39,29 @@ async def test_a_child_that_only_postgres_refuses_fails_its_parent(build: Build,
         assert "Postgres refused" in found.error["message"]
         assert (await engine.insert(Parent(numbers=[2]))).id > handle.id
         assert await sql("SELECT count(*) FROM {s}.all_instances WHERE parent_id = %s", handle.id) == [(0,)]
+
+
+async def test_a_handler_whose_spawn_is_refused_ends_the_instance(build: Build) -> None:
+    """R8: a handler that gives the same impossible outcome over and over is no loop."""
+    asked = 0
+
+    class Stubborn(Machine):
+        @step
+        async def start(self, ctx: Context) -> Spawn:
+            return Spawn([child(unlucky.bind(n=1), key="taken")], then=self.join)
+
+        @step
+        async def join(self, ctx: Context) -> Done:
+            return Done()
+
+        async def on_error(self, error: Any, ctx: Context) -> Spawn:
+            nonlocal asked
+            asked += 1
+            return await self.start(ctx)
+
+    async with build(Stubborn, unlucky) as engine:
+        await engine.insert(unlucky.bind(n=0), key="taken", delay=60)
+        found = await ended(await engine.insert(Stubborn()))
+    assert (found.status, asked) == ("failed", 1)
+    assert found.error is not None
+    assert found.error["type"].endswith("DuplicateInstance")
