@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
+import pytest
 from engine_support import Build, Sql, ended
 
-from gen_durable import Context, Done, Machine, Spawn, child, job, step
+from gen_durable import Context, Done, Machine, Next, Spawn, child, job, step
+from gen_durable._runtime.flusher import Flusher
 
 
 @job
@@ -65,3 +68,41 @@ async def test_a_handler_whose_spawn_is_refused_ends_the_instance(build: Build) 
     assert (found.status, asked) == ("failed", 1)
     assert found.error is not None
     assert found.error["type"].endswith("DuplicateInstance")
+
+
+async def test_a_cancel_that_crosses_the_answer_of_a_commit_stops_the_chain(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R3: it is cancelled between two steps, when the worker does not know yet that the first is committed."""
+    sent, gate = asyncio.Event(), asyncio.Event()
+    ran: list[str] = []
+    send = Flusher._send
+
+    async def late(self: Flusher, *arguments: Any) -> Any:
+        answer = await send(self, *arguments)
+        if not sent.is_set():
+            sent.set()
+            await gate.wait()
+        return answer
+
+    class Chain(Machine):
+        @step
+        async def one(self, ctx: Context) -> Next:
+            return Next(self.two)
+
+        @step
+        async def two(self, ctx: Context) -> Done:
+            ran.append("two")
+            return Done()
+
+    @job
+    async def other() -> None: ...
+
+    monkeypatch.setattr(Flusher, "_send", late)
+    async with build(Chain, other) as engine:
+        handle = await engine.insert(Chain())
+        await sent.wait()
+        assert await handle.cancel()
+        gate.set()
+        await (await engine.insert(other.bind())).result(timeout=10)
+    assert ran == []

@@ -387,6 +387,8 @@ class Worker(Listener):
 
     def goes_on(self, held: Held) -> None:
         """Run ahead: the commit is there, the next step may run."""
+        if held.gone:  # cancelled, after the commit and before its answer
+            return
         held.buffered_at = time.monotonic()
         held.queue.put([held])
         self._left.set()
