@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import psycopg
 import pytest
-from engine_support import Build, Sql, ended
+from engine_support import Build, Sql, ended, eventually
 
 from gen_durable import Context, Done, Machine, Next, Spawn, child, job, step
 from gen_durable._runtime.flusher import Flusher
+from gen_durable._runtime.worker import Worker
 
 
 @job
@@ -106,3 +108,39 @@ async def test_a_cancel_that_crosses_the_answer_of_a_commit_stops_the_chain(
         gate.set()
         await (await engine.insert(other.bind())).result(timeout=10)
     assert ran == []
+
+
+async def test_a_statement_of_the_engines_own_that_fails_is_not_the_steps_error(
+    build: Build, sql: Sql, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R3: a join that can't cancel the rest now, because somebody has a child's row locked for long, does it later."""
+    ask = Worker.children_of
+    locked = asyncio.Event()
+
+    class First(Machine):
+        @step
+        async def start(self, ctx: Context) -> Spawn:
+            rest = child(unlucky.bind(n=2), delay=1000)
+            return Spawn([unlucky.bind(n=1), rest], then=self.join, join="any", cancel_rest=True)
+
+        @step
+        async def join(self, ctx: Context) -> Done:
+            return Done([c.status for c in ctx.children])
+
+    async with await psycopg.AsyncConnection.connect(database_url) as gate:
+        lock = (await sql("SELECT 'SELECT FROM {s}.instances WHERE status = 1 FOR UPDATE'"))[0][0]
+
+        async def when_locked(self: Worker, held: Any) -> Any:
+            if not locked.is_set():
+                await gate.execute(lock)
+                locked.set()
+            return await ask(self, held)
+
+        monkeypatch.setattr(Worker, "children_of", when_locked)
+        async with build(First, unlucky) as engine:
+            handle = await engine.insert(First())
+            await locked.wait()
+            stuck = "FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query ~ '{s}'"
+            await eventually(lambda: sql(f"SELECT pg_cancel_backend(pid) {stuck}"))
+            await gate.rollback()
+            assert await handle.result(timeout=10) == ["done", "cancelled"]
