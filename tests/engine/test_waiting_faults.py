@@ -175,3 +175,24 @@ async def test_a_signal_that_an_earlier_step_left_is_there_for_a_later_await(bui
         await engine.signal(handle.id, "a", 1)
         await engine.signal(handle.id, "b", 2)
         assert await handle.result(timeout=10) == [False, [1], 1]
+
+
+async def test_a_signal_by_key_reaches_the_instance_that_the_key_stands_for(build: Build) -> None:
+    """A key is the address of the newest live one that has it, whatever its scope, as for a reader."""
+
+    class Patient(Machine):
+        @step
+        async def start(self, ctx: Context) -> Await:
+            return Await("go", then=self.end)
+
+        @step
+        async def end(self, ctx: Context) -> Done:
+            return Done(ctx.id)
+
+    async with build(Patient) as engine:
+        loose = await engine.insert(Patient(), key="k", scope=())
+        own = await engine.insert(Patient(), key="k")
+        for newest in (own, loose):
+            assert (await engine.get("k")).id == newest.id
+            await engine.signal("k", "go")
+            assert await newest.result(timeout=10) == newest.id
