@@ -384,7 +384,9 @@ async def test_a_retry_takes_its_reservation_back(stage: Stage) -> None:
     one, two = await stage.connect(), await stage.connect()
     async with one.transaction():
         assert await retry(stage, id_, one)
-        assert await stage.insert({"lane": lane, "key": "k"}, on=two) == [None]
+        task = asyncio.create_task(stage.insert({"lane": lane, "key": "k"}, on=two))
+        await stage.until_waiting(task, two)
+    assert await task == [None]
     assert await stage.insert({"lane": lane, "key": "k"}) == [None]
     ((_, rev, *_),) = await stage.claim((lane, 0, 9))
     await stage.commit(outcome(id_, rev, 2, kind=4))
