@@ -53,14 +53,14 @@ async def test_a_cancel_and_an_outcome_at_once(stage: Stage, ear: Connection, op
             task = asyncio.create_task(stage.commit(outcome(id_, rev, op), on=two))
             await stage.until_waiting(task, two)
         assert await task == []
-        assert f"c:7:{id_}" in await stage.heard(ear)
+        assert f"c:7:{id_}:{rev}" in await stage.heard(ear)
     else:
         async with one.transaction():
             assert await stage.commit(outcome(id_, rev, op), on=one) == [id_]
             task = asyncio.create_task(stage.cancel(id_, on=two))
             await stage.until_waiting(task, two)
         assert await task == ([] if op == 2 else [id_])
-        assert (f"c:7:{id_}" in await stage.heard(ear)) is (op == 0), "only one that runs is told"
+        assert (f"c:7:{id_}:{rev + 1}" in await stage.heard(ear)) is (op == 0), "only one that runs is told"
     assert await status(stage, id_) == (DONE if (op, first) == (2, "commit") else CANCELLED)
     kinds = [row[1] for row in await stage.history(id_)]
     outcomes = {0: [0], 1: [0], 2: [3], 3: [7], 4: [8]}[op] if first == "commit" else []
