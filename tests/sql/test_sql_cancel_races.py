@@ -130,7 +130,7 @@ async def test_a_child_that_is_cancelled_while_it_ends_counts_once(stage: Stage)
 
 
 async def test_a_cancel_of_a_child_locks_its_parent_first_as_a_commit_does(stage: Stage) -> None:
-    """R3: the other way round it would hold the child that a commit wants, and want the parent that the commit holds."""
+    """R3: else it would hold the child that a commit wants, and want the parent that the commit holds."""
     parent, ids = await family(stage, 2)
     (a, _) = sorted(ids)
     gate, client = await stage.connect(), await stage.connect()
