@@ -129,6 +129,19 @@ async def test_a_child_that_is_cancelled_while_it_ends_counts_once(stage: Stage)
     assert await join(stage, parent) == (4, 1, None)
 
 
+async def test_a_cancel_of_a_child_locks_its_parent_first_as_a_commit_does(stage: Stage) -> None:
+    """R3: else it would hold the child that a commit wants, and want the parent that the commit holds."""
+    parent, ids = await family(stage, 2)
+    (a, _) = sorted(ids)
+    gate, client = await stage.connect(), await stage.connect()
+    async with gate.transaction():
+        await stage.ask("SELECT id FROM {schema}.instances WHERE id = %s FOR UPDATE", parent, on=gate)
+        task = asyncio.create_task(stage.cancel(a, on=client))
+        await stage.until_waiting(task, client)
+        assert await free(stage, a)
+    assert await task == [a]
+
+
 async def test_a_cancel_of_a_child_where_only_successes_count(stage: Stage) -> None:
     """R15: it can't be reached any more, and opens."""
     parent, ids = await family(stage, 2, children=2, spare=0)

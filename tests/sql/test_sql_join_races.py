@@ -213,7 +213,7 @@ async def test_a_child_that_is_late_does_not_touch_a_parent_that_goes_on(stage: 
     assert await stage.ask("SELECT count(*) FROM {schema}.finished") == [(4,)]
 
 
-@pytest.mark.parametrize("first", ["spawn", "child"])
+@pytest.mark.parametrize("first", ["spawn", "child", "spawn, long before"])
 async def test_a_child_of_an_older_spawn_does_not_count_for_the_next(stage: Stage, first: str) -> None:
     """R15: of this spawn; whichever of the two commits comes first."""
     parent, ids = await family(stage, 2, children=1)
@@ -227,12 +227,16 @@ async def test_a_child_of_an_older_spawn_does_not_count_for_the_next(stage: Stag
             await stage.commit(again, on=spawner)
             task = asyncio.create_task(end(stage, parent, part(ids, 1, 2), on=worker))
             await stage.until_waiting(task, worker)
-    else:
+        await task
+    elif first == "child":
         async with worker.transaction():
             await end(stage, parent, part(ids, 1, 2), on=worker)
             task = asyncio.create_task(stage.commit(again, on=spawner))
             await stage.until_waiting(task, spawner)
-    await task
+        await task
+    else:
+        await stage.commit(again)
+        assert await end(stage, parent, part(ids, 1, 2)) == list(part(ids, 1, 2))
     assert await join(stage, parent) == (4, 1, None)
     assert await stage.row(parent, "spawn") == (2,)
 

@@ -152,18 +152,25 @@ async def test_a_park_that_is_refused_changes_nothing_of_the_inbox(stage: Stage)
 
 
 @pytest.mark.parametrize("op", [0, 1, 4])
-async def test_what_comes_while_a_step_runs_is_not_consumed_with_what_it_was_handed(stage: Stage, op: int) -> None:
-    """R13: by identity: the signal of a transaction that the commit waited for stays."""
+@pytest.mark.parametrize("raced", [True, False])
+async def test_what_comes_while_a_step_runs_is_not_consumed_with_what_it_was_handed(
+    stage: Stage, op: int, raced: bool
+) -> None:
+    """R13: by identity: it stays, also where the commit waited for its transaction."""
     id_, _, lane = await parked(stage)
     await stage.send(id_, payload=1)
     _, rev, waits = await woken(stage, lane)
-    worker, client = await stage.connect(), await stage.connect()
-    async with client.transaction():
-        await stage.send(id_, payload=2, on=client)
-        ends = outcome(id_, rev, op, signals=[row.id for row in waits.awaited()])
-        task = asyncio.create_task(stage.commit(ends, on=worker))
-        await stage.until_waiting(task, worker)
-    assert await task == [id_]
+    ends = outcome(id_, rev, op, signals=[row.id for row in waits.awaited()])
+    if raced:
+        worker, client = await stage.connect(), await stage.connect()
+        async with client.transaction():
+            await stage.send(id_, payload=2, on=client)
+            task = asyncio.create_task(stage.commit(ends, on=worker))
+            await stage.until_waiting(task, worker)
+        assert await task == [id_]
+    else:
+        await stage.send(id_, payload=2)
+        assert await stage.commit(ends) == [id_]
     assert await stage.ask("SELECT payload, status FROM {schema}.signals") == [(b"2", 0)]
 
 
