@@ -307,11 +307,21 @@ def _by_size(families: list[Entry]) -> Iterator[list[Entry]]:
 
 
 def _locked_first(batch: list[Entry]) -> list[int]:
-    """The rows in which two commits can meet, or a commit and a signal that it has to see: see ``commit.sql``."""
+    """The rows in which two commits can meet, or a commit and a signal that it has to see: see ``commit.sql``.
+
+    A cancel takes the children of an ended parent in id order, with no parent's row before them: where some of a
+    batch's children end and others don't, all of them are taken in that order here too.
+    """
     first = set()
+    ending = set()
+    mixed = False
     for held, record in batch:
-        if held.parent_id is not None:
-            first.add(held.parent_id if record.op == END else held.id)
+        if held.parent_id is not None and record.op == END:
+            first.add(held.parent_id)
+            ending.add(held.id)
+        elif held.parent_id is not None:
+            first.add(held.id)
+            mixed = True
         if record.op == WAIT or (held.waits is not None and held.waits.spawn is not None):
             first.add(held.id)
-    return sorted(first)
+    return sorted(first | ending if mixed else first)

@@ -3,7 +3,7 @@
 -- Parameters: worker; outcomes, a JSON list sorted by id (fields below; "op" 0 goes on under the same claim, 1 goes back
 --   to the queue or to sleep, 2 ends, 3 waits for a signal, 4 waits for its children); first, a sorted JSON list of the
 --   ids that are locked before everything else: the parents of rows that end, and of the batch's own rows those that have
---   spawned, that wait for a signal, or that are children and do not end; wake, the queues to notify (text[]).
+--   spawned, that wait for a signal, or that are children and do not end (then also those that do); wake, the queues to notify (text[]).
 -- Locks: first the rows of "first" in id order; then each other row of the batch once, in id order within each kind.
 --   A row is never in two batches that can both match: a stale outcome's rev does not match and takes no lock. Two batches
 --   meet only in rows of "first", and there in one order; what else may hold a row (a signal, a cancel) holds no other
