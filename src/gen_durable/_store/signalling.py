@@ -59,6 +59,7 @@ def deliver_or_insert(
     other, who waited for that, delivers.
     """
     assert row.key is not None
+    holder: int | None = None
     while True:
         delivery = yield from deliver(sql, row.key, signal, notify=notify)
         if delivery is not None:
@@ -69,6 +70,7 @@ def deliver_or_insert(
             delivery = yield from deliver(sql, place.id, signal, notify=False)
             assert delivery is not None  # its row is ours until the end of the transaction
             return delivery._replace(woken=not row.delay, told=inserted.told, started=True)
-        ended = yield sql["reading/by_id"].bind(id=place.id)
-        if ended and ended[0][18] is not None:
-            raise DuplicateInstance(row.key, place.id)  # its key is reserved beyond its end
+        if place.id == holder:
+            # It was there when this turn began, and is not live: its key is reserved beyond its end.
+            raise DuplicateInstance(row.key, place.id)
+        holder = place.id
