@@ -183,6 +183,8 @@ class InsertingCalls(WaitingCalls):
             _check_at(item.at),
             None if item.scope is None else _check_scope(item.scope),
         )
+        if item.scope is not None and item.key is None:
+            raise InvalidArgument(f"scope={item.scope!r} was given without a key: there is nothing to hold")
         if row.delay is not None and row.at is not None:
             raise InvalidArgument(f"delay={item.delay!r} and at={item.at!r} were both given: give one of them")
         queue = spec.queue if item.queue is None else check_name(item.queue, "queue")
