@@ -83,6 +83,7 @@ class Executor:
         error: BaseException | None = None
         subject: Any = None
         started = time.monotonic()
+        held.handled = False
         if not held.chain_steps:
             held.chain_since = started
         if held.crashes >= self.max_crashes(spec):
@@ -114,10 +115,17 @@ class Executor:
         self._hand_over(held, record, started, error)
 
     async def refuse(self, held: Held, error: Exception) -> None:
-        """An outcome turned out to be impossible when it was committed: that is an error of its step."""
+        """An outcome turned out to be impossible when it was committed: that is an error of its step.
+
+        One that the step's handler of errors gave ends the instance, as a handler that fails does: no loop.
+        """
         held.spawning = None
-        step = held.spec.steps[held.step]
-        self._hand_over(held, await self._failed(held, step, error), time.monotonic(), error)
+        started = time.monotonic()
+        if held.handled:
+            record = self._end(held, TransitionKind.FAILED, error)
+        else:
+            record = await self._failed(held, held.spec.steps[held.step], error)
+        self._hand_over(held, record, started, error)
 
     async def _call(self, held: Held, step: StepSpec, values: dict[str, Any]) -> tuple[Any, Any]:
         subject: Any = None
@@ -304,6 +312,7 @@ class Executor:
         else:
             returned = await self._await(held, False, functools.partial(handler, subject, error, ctx))
         record = await self._settle(held, subject, returned)
+        held.handled = True
         stored = error_json(error)
         if record.error is None:
             record.error = stored

@@ -224,6 +224,7 @@ class Flusher:
             self._settled.left(held, None)
             return False
         self._refused_once.add(_fence(entry))
+        held.spawning = None
         record.fail(error_json(InvalidState(reason)), self._keep(held))
         return True
 

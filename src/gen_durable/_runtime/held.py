@@ -79,6 +79,7 @@ class Held:
         "crashes",
         "due_at",
         "gone",
+        "handled",
         "id",
         "inserted_at",
         "key",
@@ -137,6 +138,7 @@ class Held:
         self.spawning: list[NewInstance] | None = None  # the children that its outcome inserts
         self.task: asyncio.Task[None] | None = None  # that runs it
         self.gone = False  # it was cancelled: what comes of it is dropped
+        self.handled = False  # its outcome is one of its handler of errors
 
 
 class LocalQueue:

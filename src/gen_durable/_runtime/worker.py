@@ -7,8 +7,8 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
 
 import psycopg
 
@@ -33,6 +33,8 @@ from gen_durable.machine import MachineSpec
 from gen_durable.outcome import Child
 
 __all__ = ["Worker"]
+
+T = TypeVar("T")
 
 log = logging.getLogger("gen_durable")
 
@@ -376,17 +378,14 @@ class Worker(Listener):
 
     async def lane_of(self, spec: MachineSpec, queue: str) -> int:
         """The lane of a machine in a queue."""
-        while True:
-            try:
-                lane: int = await self._client._lane(spec, queue)
-                break
-            except DatabaseUnreachable:  # not the step's fault: its outcome waits, as every commit does
-                await asyncio.sleep(AGAIN_SECONDS)
+        lane: int = await self._patiently(lambda: self._client._lane(spec, queue))
         self._queue_of_lane[lane] = queue
         return lane
 
     def goes_on(self, held: Held) -> None:
         """Run ahead: the commit is there, the next step may run."""
+        if held.gone:  # cancelled, after the commit and before its answer
+            return
         held.buffered_at = time.monotonic()
         held.queue.put([held])
         self._left.set()
@@ -434,21 +433,26 @@ class Worker(Listener):
     async def children_of(self, held: Held) -> list[ChildResult]:
         """The children that a row has waited for; those that are left are cancelled first, where it said so."""
         assert held.waits is not None
-        assert held.waits.spawn is not None
-        while True:
-            try:
-                if held.waits.rest:
-                    await self._client._cancel_children(held.id, held.waits.spawn)
-                return await self._client._children(held.id, held.waits.spawn)  # type: ignore[no-any-return]
-            except DatabaseUnreachable:
-                await asyncio.sleep(AGAIN_SECONDS)
+        spawn = held.waits.spawn
+        assert spawn is not None
+        if held.waits.rest:
+            await self._patiently(lambda: self._client._cancel_children(held.id, spawn))
+        return await self._patiently(lambda: self._client._children(held.id, spawn))
 
     async def prepare(self, children: tuple[Child, ...]) -> list[NewInstance]:
         """The rows of children to be, checked."""
+        return await self._patiently(lambda: self._client._prepare(children))
+
+    @staticmethod
+    async def _patiently(ask: Callable[[], Awaitable[T]]) -> T:
+        """What a step's outcome needs of the database; its trouble is not the fault of the step, which waits."""
         while True:
             try:
-                return await self._client._prepare(children)  # type: ignore[no-any-return]
+                return await ask()
             except DatabaseUnreachable:
+                await asyncio.sleep(AGAIN_SECONDS)
+            except psycopg.OperationalError as error:  # a lock that is not to be had, a server that is full
+                log.warning("%s; trying again", str(error).strip())
                 await asyncio.sleep(AGAIN_SECONDS)
 
     def cancelled(self, instance_id: int, rev: int | None = None) -> None:

@@ -1,0 +1,146 @@
+"""Outcomes of waiting that the database refuses, cancels that cross a commit, and trouble that is no step's fault."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import psycopg
+import pytest
+from engine_support import Build, Sql, ended, eventually
+
+from gen_durable import Context, Done, Machine, Next, Spawn, child, job, step
+from gen_durable._runtime.flusher import Flusher
+from gen_durable._runtime.worker import Worker
+
+
+@job
+async def unlucky(n: int) -> int:
+    return n
+
+
+class Parent(Machine):
+    numbers: list[int]
+    key: str | None = None
+    runs: int = 0
+
+    @step
+    async def start(self, ctx: Context) -> Spawn:
+        return Spawn([child(unlucky.bind(n=n), key=self.key) for n in self.numbers], then=self.join)
+
+    @step
+    async def join(self, ctx: Context) -> Done:
+        return Done([c.result for c in ctx.children])
+
+
+async def test_a_child_that_only_postgres_refuses_fails_its_parent(build: Build, sql: Sql) -> None:
+    """R8: once, with the reason; no child of an outcome that is not there."""
+    await sql("ALTER TABLE {s}.instances ADD CHECK ((state -> 'n') IS DISTINCT FROM '13')")
+    async with build(Parent, unlucky) as engine:
+        handle = await engine.insert(Parent(numbers=[1, 13]))
+        found = await ended(handle)
+        assert found.status == "failed"
+        assert found.error is not None
+        assert "Postgres refused" in found.error["message"]
+        assert (await engine.insert(Parent(numbers=[2]))).id > handle.id
+        assert await sql("SELECT count(*) FROM {s}.all_instances WHERE parent_id = %s", handle.id) == [(0,)]
+
+
+async def test_a_handler_whose_spawn_is_refused_ends_the_instance(build: Build) -> None:
+    """R8: a handler that gives the same impossible outcome over and over is no loop."""
+    asked = 0
+
+    class Stubborn(Machine):
+        @step
+        async def start(self, ctx: Context) -> Spawn:
+            return Spawn([child(unlucky.bind(n=1), key="taken")], then=self.join)
+
+        @step
+        async def join(self, ctx: Context) -> Done:
+            return Done()
+
+        async def on_error(self, error: Any, ctx: Context) -> Spawn:
+            nonlocal asked
+            asked += 1
+            return await self.start(ctx)
+
+    async with build(Stubborn, unlucky) as engine:
+        await engine.insert(unlucky.bind(n=0), key="taken", delay=60)
+        found = await ended(await engine.insert(Stubborn()))
+    assert (found.status, asked) == ("failed", 1)
+    assert found.error is not None
+    assert found.error["type"].endswith("DuplicateInstance")
+
+
+async def test_a_cancel_that_crosses_the_answer_of_a_commit_stops_the_chain(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R3: it is cancelled between two steps, when the worker does not know yet that the first is committed."""
+    sent, gate = asyncio.Event(), asyncio.Event()
+    ran: list[str] = []
+    send = Flusher._send
+
+    async def late(self: Flusher, *arguments: Any) -> Any:
+        answer = await send(self, *arguments)
+        if not sent.is_set():
+            sent.set()
+            await gate.wait()
+        return answer
+
+    class Chain(Machine):
+        @step
+        async def one(self, ctx: Context) -> Next:
+            return Next(self.two)
+
+        @step
+        async def two(self, ctx: Context) -> Done:
+            ran.append("two")
+            return Done()
+
+    @job
+    async def other() -> None: ...
+
+    monkeypatch.setattr(Flusher, "_send", late)
+    async with build(Chain, other) as engine:
+        handle = await engine.insert(Chain())
+        await sent.wait()
+        assert await handle.cancel()
+        gate.set()
+        await (await engine.insert(other.bind())).result(timeout=10)
+    assert ran == []
+
+
+async def test_a_statement_of_the_engines_own_that_fails_is_not_the_steps_error(
+    build: Build, sql: Sql, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R3: a join that can't cancel the rest now, because somebody has a child's row locked for long, does it later."""
+    ask = Worker.children_of
+    locked = asyncio.Event()
+
+    class First(Machine):
+        @step
+        async def start(self, ctx: Context) -> Spawn:
+            rest = child(unlucky.bind(n=2), delay=1000)
+            return Spawn([unlucky.bind(n=1), rest], then=self.join, join="any", cancel_rest=True)
+
+        @step
+        async def join(self, ctx: Context) -> Done:
+            return Done([c.status for c in ctx.children])
+
+    async with await psycopg.AsyncConnection.connect(database_url) as gate:
+        lock = (await sql("SELECT 'SELECT FROM {s}.instances WHERE status = 1 FOR UPDATE'"))[0][0]
+
+        async def when_locked(self: Worker, held: Any) -> Any:
+            if not locked.is_set():
+                await gate.execute(lock)
+                locked.set()
+            return await ask(self, held)
+
+        monkeypatch.setattr(Worker, "children_of", when_locked)
+        async with build(First, unlucky) as engine:
+            handle = await engine.insert(First())
+            await locked.wait()
+            stuck = "FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query ~ '{s}'"
+            await eventually(lambda: sql(f"SELECT pg_cancel_backend(pid) {stuck}"))
+            await gate.rollback()
+            assert await handle.result(timeout=10) == ["done", "cancelled"]
