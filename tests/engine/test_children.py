@@ -252,3 +252,29 @@ async def test_retry_of_a_failed_one(build: Build) -> None:
         assert [t.outcome for t in await engine.history(handle.id)] == ["next", "failed", "done"]
         with pytest.raises(InvalidArgument, match="is done"):
             await engine.retry(handle.id)
+
+
+async def test_a_late_word_of_a_cancel_does_not_stop_the_retry(build: Build, sql: Sql) -> None:
+    """Section 12, R4: the notification of a cancel belongs to the claim that was cancelled, not to a later one."""
+    started, go = asyncio.Event(), asyncio.Event()
+
+    class Busy(Machine):
+        @step
+        async def start(self, ctx: Context) -> Done:
+            started.set()
+            await go.wait()
+            return Done("again")
+
+    async with build(Busy) as engine:
+        handle = await engine.insert(Busy())
+        await asyncio.wait_for(started.wait(), 10)
+        ((worker, rev),) = await sql("SELECT worker, rev FROM {s}.instances")
+        assert await engine.cancel(handle.id)
+        started.clear()
+        await engine.retry(handle.id)
+        await asyncio.wait_for(started.wait(), 10)
+        assert engine._worker is not None
+        engine._worker.notified(f"c:{worker}:{handle.id}:{rev}")  # it was long on its way
+        go.set()
+        assert await handle.result(timeout=10) == "again"
+        assert [t.outcome for t in await engine.history(handle.id)] == ["cancelled", "done"]

@@ -281,6 +281,13 @@ async def test_times_at_the_ends_of_the_calendar(build: Build) -> None:
                 await engine.insert(keyed.bind(), at=bad)
 
 
+async def test_a_scope_without_a_key_is_refused(build: Build) -> None:
+    """Section 14: it would hold nothing."""
+    async with build(keyed, queues={}) as engine:
+        with pytest.raises(InvalidArgument, match=r"scope=\['live', 'done'\] was given without a key"):
+            await engine.insert(keyed.bind(), scope=["live", "done"])
+
+
 async def test_a_state_over_the_limit_is_refused_by_insert(build: Build) -> None:
     """Section 14: too large a state, by ``max_state_bytes``; the message says what to do."""
 

@@ -6,7 +6,7 @@ import pytest
 from engine_support import Build, Sql, ended, eventually
 
 from gen_durable import Await, Context, Done, Handle, Machine, Next, Retry, Sleep, Stop, step
-from gen_durable.errors import InvalidArgument, InvalidPayload, NoSuchInstance
+from gen_durable.errors import DuplicateInstance, InvalidArgument, InvalidPayload, NoSuchInstance
 
 
 class Checkout(Machine):
@@ -210,6 +210,19 @@ async def test_signal_or_insert_starts_one_and_delivers_to_it(build: Build) -> N
         )
         assert same.id == waiting.id
         assert await waiting.result(timeout=10) == {"order": 2, "paid": 6}
+
+
+async def test_signal_or_insert_where_the_key_is_reserved(build: Build, sql: Sql) -> None:
+    """R16: it says who holds the key; also when the terminal row is pruned before the key's reservation."""
+    async with build(Checkout) as engine:
+        first = await engine.insert(Checkout(order=1), key="o", scope=["live", "done"])
+        await engine.signal(first.id, "payment_confirmed", {"amount": 5})
+        await first.result(timeout=10)
+        for _ in range(2):
+            with pytest.raises(DuplicateInstance) as caught:
+                await engine.signal_or_insert(Checkout(order=2), key="o", name="payment_confirmed")
+            assert caught.value.existing_id == first.id
+            await sql("DELETE FROM {s}.finished")
 
 
 async def test_a_bad_signal_is_refused(build: Build) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 from psycopg import AsyncConnection
+from psycopg.pq import ExecStatus
 
 from gen_durable._store.connection import fetch
 from gen_durable._store.operation import Row, catalog, channel_of, render, tokens
@@ -60,7 +61,9 @@ class Stage:
     async def ask(self, text: str, *values: Any, on: Connection | None = None) -> list[Row]:
         """Runs SQL of the test's own; {schema} and {clock} stand for what they stand for in the store."""
         cursor = await (on or self.main).execute(render(text, self.schema).encode(), values or None, prepare=False)
-        return await cursor.fetchall() if cursor.description else []
+        if cursor.pgresult is None or cursor.pgresult.status != ExecStatus.TUPLES_OK:
+            return []
+        return await cursor.fetchall() if cursor.description else [()] * cursor.rowcount  # SELECT FROM: no columns
 
     async def value(self, text: str, *values: Any, on: Connection | None = None) -> Any:
         rows = await self.ask(text, *values, on=on)

@@ -17,6 +17,11 @@ INTERNALS = (DOCS / "guides" / "internals.md").read_text("utf-8")
 QUERIES = re.findall(r"```sql\n(.*?)```", INTERNALS, re.DOTALL)
 DAILY = re.compile(r"_[0-9]{8}")
 
+CHANGES = (
+    r"UPDATE any\.instances(?:(?!WHERE|FROM).)*\bstatus = |"
+    r"INSERT INTO any\.instances|DELETE FROM any\.(instances|finished)"
+)
+
 RELATIONS = """
 SELECT c.relname FROM pg_class c
 WHERE c.relnamespace = '{schema}'::regnamespace AND c.relkind = ANY (%s::text[]::"char"[])
@@ -66,11 +71,7 @@ def test_every_status_and_outcome_is_drawn() -> None:
 
 def test_every_statement_that_changes_a_status_is_drawn() -> None:
     sql = {name: statement.text.decode() for name, statement in catalog("any").items()}
-    changing = {
-        name
-        for name, text in sql.items()
-        if re.search(r"SET status =|INSERT INTO any\.instances|DELETE FROM any\.(instances|finished)", text)
-    }
+    changing = {name for name, text in sql.items() if re.search(CHANGES, text, re.DOTALL)}
     assert changing | {"pruning/partitions"} == {name for name in named(STATES) if "/" in name}
     drawn = STATES.split("```mermaid", 1)[1].split("```", 1)[0]
     for name in changing:

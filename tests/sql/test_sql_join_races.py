@@ -213,7 +213,7 @@ async def test_a_child_that_is_late_does_not_touch_a_parent_that_goes_on(stage: 
     assert await stage.ask("SELECT count(*) FROM {schema}.finished") == [(4,)]
 
 
-@pytest.mark.parametrize("first", ["spawn", "child"])
+@pytest.mark.parametrize("first", ["spawn", "child", "spawn, long before"])
 async def test_a_child_of_an_older_spawn_does_not_count_for_the_next(stage: Stage, first: str) -> None:
     """R15: of this spawn; whichever of the two commits comes first."""
     parent, ids = await family(stage, 2, children=1)
@@ -227,12 +227,16 @@ async def test_a_child_of_an_older_spawn_does_not_count_for_the_next(stage: Stag
             await stage.commit(again, on=spawner)
             task = asyncio.create_task(end(stage, parent, part(ids, 1, 2), on=worker))
             await stage.until_waiting(task, worker)
-    else:
+        await task
+    elif first == "child":
         async with worker.transaction():
             await end(stage, parent, part(ids, 1, 2), on=worker)
             task = asyncio.create_task(stage.commit(again, on=spawner))
             await stage.until_waiting(task, spawner)
-    await task
+        await task
+    else:
+        await stage.commit(again)
+        assert await end(stage, parent, part(ids, 1, 2)) == list(part(ids, 1, 2))
     assert await join(stage, parent) == (4, 1, None)
     assert await stage.row(parent, "spawn") == (2,)
 
@@ -315,9 +319,7 @@ async def ends_of(stage: Stage, parents: list[int], ids: Claims, on: Connection)
 
 async def free(stage: Stage, id_: int) -> bool:
     """Whether nobody has locked a row."""
-    return bool(
-        await stage.ask("SELECT id FROM {schema}.instances WHERE id = %s FOR NO KEY UPDATE SKIP LOCKED", id_)
-    )
+    return bool(await stage.ask("SELECT id FROM {schema}.instances WHERE id = %s FOR NO KEY UPDATE SKIP LOCKED", id_))
 
 
 async def test_unsorted_locks_of_parents_do_deadlock(stage: Stage) -> None:
@@ -366,7 +368,10 @@ async def test_a_row_and_its_parent_in_one_batch(stage: Stage) -> None:
     ((rev,),) = [await stage.row(parent, "rev")]
     ((late, late_rev),) = part(ids, 1, 2).items()
     ((last, last_rev),) = part(ids, 2, 3).items()
-    assert await stage.commit(outcome(parent, rev, 0), outcome(late, late_rev, 2), first=[parent, late]) == [parent, late]
+    assert await stage.commit(outcome(parent, rev, 0), outcome(late, late_rev, 2), first=[parent, late]) == [
+        parent,
+        late,
+    ]
     again = outcome(parent, rev + 1, 4, children=1)
     assert await stage.commit(again, outcome(last, last_rev, 2), first=[parent, last]) == [parent, last]
     assert await join(stage, parent) == (4, 1, None)
@@ -411,7 +416,8 @@ async def test_a_childs_terminal_row_moves_out_of_a_partition_that_is_dropped(st
     day = await stage.value("SELECT ({clock} AT TIME ZONE 'UTC')::date - 2")
     name = f"finished_{day:%Y%m%d}"
     await stage.ask(
-        f"CREATE TABLE {{schema}}.{name} PARTITION OF {{schema}}.finished FOR VALUES FROM ('{day}') TO ('{day}'::date + 1)"
+        f"CREATE TABLE {{schema}}.{name} PARTITION OF {{schema}}.finished "
+        f"FOR VALUES FROM ('{day}') TO ('{day}'::date + 1)"
     )
     await stage.ask(f"UPDATE {{schema}}.finished SET bucket = '{day}', expires_at = '{day}'")
     content = "SELECT to_jsonb(f) - 'bucket' FROM {schema}.finished f WHERE id <> %s ORDER BY id"
@@ -425,7 +431,11 @@ async def test_a_childs_terminal_row_moves_out_of_a_partition_that_is_dropped(st
     ]
     await stage.run("pruning/sweep", batch=9)
     assert await kept(stage) == list(part(ids, 0, 2))
-    assert [row[4] for row in await stage.run("joining/children", parent=parent, spawn=1)] == [b"[1, 2]", b"[1, 2]", None]
+    assert [row[4] for row in await stage.run("joining/children", parent=parent, spawn=1)] == [
+        b"[1, 2]",
+        b"[1, 2]",
+        None,
+    ]
     await stage.cancel(parent)
     await stage.run("pruning/sweep", batch=9)
     assert not set(part(ids, 0, 2)) & set(await kept(stage))

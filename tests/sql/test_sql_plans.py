@@ -30,8 +30,8 @@ ME, OTHER, DEAD, ORPHAN = 7, 8, 9, 10
 # Of 20 rows: 7 scheduled on an urgent priority, 4 await a signal and 2 children, 5 executing, 2 ready; every 20th has a
 # key, and all that are 3 modulo 5, among them the claims of ME, are BIG's.
 LOAD = f"""
-INSERT INTO {{schema}}.instances (due_at, inserted_at, updated_at, lane, worker, status, priority, step, key, scope, state,
-    inbox, awaits, parent_id, parent_spawn, spawn, children_left)
+INSERT INTO {{schema}}.instances (due_at, inserted_at, updated_at, lane, worker, status, priority, step, key, scope,
+    state, inbox, awaits, parent_id, parent_spawn, spawn, children_left)
 SELECT
     CASE WHEN n % 20 BETWEEN 7 AND 12 AND n > 4000 AND n % 3 > 0 THEN 'infinity'
         ELSE now() + CASE WHEN n % 20 < 13 AND n > 4000 THEN interval '1 day' ELSE interval '-1 s' END
@@ -102,7 +102,8 @@ def calls(mine: list[tuple[int, int]]) -> list[Call]:
              {"instances_ready", "instances_pkey", "signals_pkey"}, 4 * BATCH, 4000),
         Call("claim of two lanes", "claiming/claim", {"worker": ME, "wants": encode(wants)},
              {"instances_ready", "instances_pkey", "signals_pkey"}, 7 * BATCH, 4000),
-        Call("commit of all kinds", "committing/commit", {"worker": ME, "outcomes": encode(batch), "first": encode(first), "wake": ["q"]},
+        Call("commit of all kinds", "committing/commit",
+             {"worker": ME, "outcomes": encode(batch), "first": encode(first), "wake": ["q"]},
              {"instances_pkey", "signals_pkey"}, 9 * BATCH, 20000),
         Call("locate", "committing/locate", {"ids": encode(ids)}, id_, 3 * BATCH, 5000),
         Call("release", "claiming/release", {"worker": ME, "claims": encode(claims)}, {"instances_pkey"}, BATCH, 3000),

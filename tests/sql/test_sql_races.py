@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -12,6 +13,8 @@ import psycopg
 import pytest
 from sql_stage import Connection, Stage, encode, outcome
 
+from gen_durable._runtime.flusher import locked_first
+from gen_durable._runtime.record import ON, Record
 from gen_durable._store.connection import fetch
 from gen_durable._store.inserting import NewInstance, Placed, insert_all
 from gen_durable._store.migrating import check_version, migrate, migrations
@@ -378,3 +381,23 @@ async def old_partition(stage: Stage, parent: str, days: int) -> str:
         f"FOR VALUES FROM ('{day}{zone}') TO ('{day + dt.timedelta(days=1)}{zone}')"
     )
     return name
+
+
+async def test_a_cancel_and_a_commit_take_the_rows_of_orphans_in_one_order(stage: Stage) -> None:
+    """A cascade cancels the children of a parent that has ended: no parent's row keeps it apart from their commits."""
+    lane = await stage.lane()
+    await stage.insert(*[{"lane": lane, "parent_id": 10**9, "parent_spawn": 1}] * 2)
+    (one, rev, *_), (two, other_rev, *_) = sorted(await stage.claim((lane, 0, 2)))
+    batch: Any = [
+        (SimpleNamespace(id=one, parent_id=10**9, waits=None), Record(one, rev)),
+        (SimpleNamespace(id=two, parent_id=10**9, waits=None), Record(two, other_rev, ON, "two")),
+    ]
+    canceller, worker = await stage.connect(), await stage.connect()
+    async with canceller.transaction():
+        assert await stage.cancel(one, on=canceller) == [one]
+        committing = asyncio.create_task(
+            stage.commit(outcome(one, rev, 2), outcome(two, other_rev, 0), first=locked_first(batch), on=worker)
+        )
+        await stage.until_waiting(committing, worker)
+        assert await stage.cancel(two, on=canceller) == [two]
+    assert await committing == []

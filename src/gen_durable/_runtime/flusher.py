@@ -20,7 +20,7 @@ from gen_durable.errors import DuplicateInstance, InvalidState
 from gen_durable.events import CommitEvent, Hooks, StaleEvent, emit
 from gen_durable.status import Status
 
-__all__ = ["Entry", "Flusher", "Settled"]
+__all__ = ["Entry", "Flusher", "Settled", "locked_first"]
 
 log = logging.getLogger("gen_durable")
 
@@ -186,7 +186,7 @@ class Flusher:
         request = self._sql["committing/commit"].bind(
             worker=self._worker,
             outcomes=encode_records([record for _, record in batch]).decode(),
-            first=msgspec.json.encode(_locked_first(batch)).decode(),
+            first=msgspec.json.encode(locked_first(batch)).decode(),
             wake=wake,
         )
         if batch[0][0].spawning:
@@ -311,12 +311,14 @@ def _by_size(families: list[Entry]) -> Iterator[list[Entry]]:
         yield group
 
 
-def _locked_first(batch: list[Entry]) -> list[int]:
-    """The rows in which two commits can meet, or a commit and a signal that it has to see: see ``commit.sql``."""
+def locked_first(batch: list[Entry]) -> list[int]:
+    """The rows in which two commits can meet, or a commit and a signal or cancel: see ``commit.sql``."""
     first = set()
     for held, record in batch:
         if held.parent_id is not None:
-            first.add(held.parent_id if record.op == END else held.id)
+            first.add(held.id)  # a cancel may hold several children at once
+            if record.op == END:
+                first.add(held.parent_id)
         if record.op == WAIT or (held.waits is not None and held.waits.spawn is not None):
             first.add(held.id)
     return sorted(first)

@@ -319,9 +319,9 @@ class Worker(Listener):
         elif kind == "q":
             self._claimer.announce(name)
         elif kind == "c":
-            worker, _, instance = name.partition(":")
+            worker, instance, rev = name.split(":")
             if worker == str(self.id):
-                self.cancelled(int(instance))
+                self.cancelled(int(instance), int(rev))
         elif kind == "e":
             self._client._ended(int(name))
         elif kind == "s":
@@ -455,10 +455,13 @@ class Worker(Listener):
                 log.warning("%s; trying again", str(error).strip())
                 await asyncio.sleep(AGAIN_SECONDS)
 
-    def cancelled(self, instance_id: int) -> None:
-        """Somebody has cancelled an instance that this worker holds: its run is of no more use."""
+    def cancelled(self, instance_id: int, rev: int | None = None) -> None:
+        """Somebody has cancelled an instance that this worker holds: its run is of no more use.
+
+        ``rev`` is the claim's that was cancelled: a notification may come when a retry has been claimed meanwhile.
+        """
         held = self._held.get(instance_id)
-        if held is None:
+        if held is None or (rev is not None and held.rev > rev):
             return
         held.gone = True
         self._claimer.forget(held)

@@ -27,24 +27,30 @@ def cancel_all(
 ) -> Operation[Cancelled]:
     """Cancels the live ones of some instances, and (``cascade``) what they have spawned, and so on.
 
-    With ``cascade`` it is to be run in one transaction. Parents go before their children, so that none is woken by the
-    end of a child that goes with it.
+    With ``cascade`` it is to be run in one transaction. The whole family goes in the order of ids, as commits lock, and
+    so parents before their children: none is woken by the end of a child that goes with it. What they were just
+    spawning is found when their rows are gone.
     """
     done = Cancelled({}, set())
-    level = sorted(ids)
-    while level:
-        for start in range(0, len(level), BATCH):
-            part = msgspec.json.encode(level[start : start + BATCH]).decode()
+    found = sorted(ids)
+    while found:
+        if cascade:
+            found = yield from _with_descendants(sql, found)
+        for start in range(0, len(found), BATCH):
+            part = msgspec.json.encode(found[start : start + BATCH]).decode()
             rows = yield sql["steering/cancel"].bind(ids=part, reason=reason.decode(), keep=keep)
             done.ids.update({row[0]: row[1] for row in rows if row[2] is not None})
             done.lanes.update(row[3] for row in rows if row[2] is None and row[3] is not None)
-        if not cascade:
-            break
-        below: list[int] = []
-        for start in range(0, len(level), BATCH):
-            below += yield from _descend(sql, level[start : start + BATCH], None)
-        level = sorted(below)
+        found = (yield from _descend(sql, found, None)) if cascade else []
     return done
+
+
+def _with_descendants(sql: Catalog, ids: list[int]) -> Operation[list[int]]:
+    family, level = set(ids), ids
+    while level:
+        level = [id_ for id_ in (yield from _descend(sql, level, None)) if id_ not in family]
+        family.update(level)
+    return sorted(family)
 
 
 def cancel_children(sql: Catalog, parent: int, spawn: int, reason: bytes, *, keep: bool) -> Operation[Cancelled]:

@@ -219,6 +219,10 @@ class InsertingCalls(WaitingCalls):
             check_at(item.at),
             None if item.scope is None else _check_scope(item.scope),
         )
+        if item.scope is not None and item.key is None:
+            raise InvalidArgument(
+                f"scope={item.scope!r} without a key: a scope is what a key is held in; give key= too"
+            )
         if row.delay is not None and row.at is not None:
             raise InvalidArgument(f"delay={item.delay!r} and at={item.at!r} were both given: give one of them")
         queue = spec.queue if item.queue is None else check_name(item.queue, "queue")
@@ -227,7 +231,10 @@ class InsertingCalls(WaitingCalls):
 
 def _check_scope(scope: Iterable[str]) -> int | None:
     """A key's scope as a number: None is the live statuses, 0 no status, else a bit for each terminal one besides."""
-    labels = {scope} if isinstance(scope, str) else set(scope)
+    listed: list[Any] = [scope] if isinstance(scope, str) else list(scope) if isinstance(scope, Iterable) else [None]
+    if not all(isinstance(label, str) for label in listed):
+        raise InvalidArgument(f'scope={scope!r}: give statuses, like ("live", "done")')
+    labels = set(listed)
     live = {status.label for status in Status if not status.terminal}
     terminal = {status.label: 1 << status for status in Status if status.terminal}
     if unknown := labels - live - terminal.keys() - {"live"}:

@@ -2,12 +2,12 @@
 --
 -- Parameters: worker; outcomes, a JSON list sorted by id (fields below; "op" 0 goes on under the same claim, 1 goes back
 --   to the queue or to sleep, 2 ends, 3 waits for a signal, 4 waits for its children); first, a sorted JSON list of the
---   ids that are locked before everything else: the parents of rows that end, and of the batch's own rows those that have
---   spawned, that wait for a signal, or that are children and do not end; wake, the queues to notify (text[]).
+--   ids that are locked before everything else: the parents of children that end, and of the batch's own rows those that
+--   have spawned, that wait for a signal, or that are children; wake, the queues to notify (text[]).
 -- Locks: first the rows of "first" in id order; then each other row of the batch once, in id order within each kind.
 --   A row is never in two batches that can both match: a stale outcome's rev does not match and takes no lock. Two batches
---   meet only in rows of "first", and there in one order; what else may hold a row (a signal, a cancel) holds no other
---   that it would wait for.
+--   meet only in rows of "first", and there in one order, which is also that of a cancel of several rows; what else may
+--   hold a row (a signal) holds no other that it would wait for.
 -- Index: primary key; see claim.sql for the form of the condition. A row that goes on changes no indexed column (HOT).
 --   signals' primary key, for rows that have an inbox.
 -- Guard: the claim's rev and worker. What does not match is not in the answer. A row that waits for a signal looks into
@@ -73,7 +73,7 @@ went_back AS (
         children_spare = CASE WHEN o.op = 4 THEN o.spare WHEN o.kind = 1 THEN i.children_spare END,
         cancel_rest = CASE WHEN o.op = 4 THEN o.rest WHEN o.kind = 1 THEN i.cancel_rest END
     FROM o
-    WHERE o.op IN (1, 3, 4) AND i.id >= o.id AND i.id <= o.id AND i.rev = o.rev AND i.worker = %(worker)s::int
+    WHERE o.op IN (1, 3, 4) AND i.id = ANY (ARRAY[o.id]) AND i.rev = o.rev AND i.worker = %(worker)s::int
     RETURNING i.id, i.rev, CASE WHEN o.op > 1 AND i.status = 0 THEN i.lane END AS lane, i.state, o.kind, o.ran, o.tried,
         o.took, o.error, o.history, CASE WHEN o.kind <> 1 THEN o.signals END AS signals, o.afresh
 ),

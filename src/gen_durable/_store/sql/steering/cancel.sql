@@ -79,7 +79,7 @@ told AS (
     FROM (
         SELECT 'q:' || l.queue AS message FROM joined j JOIN {schema}.lanes l ON l.id = j.lane WHERE j.status = 0
         UNION
-        SELECT 'c:' || p.worker || ':' || p.id FROM placed p WHERE p.worker IS NOT NULL
+        SELECT 'c:' || p.worker || ':' || p.id || ':' || p.rev FROM placed p WHERE p.worker IS NOT NULL
         UNION
         SELECT 'e:' || p.id FROM placed p WHERE p.watched
     ) m
