@@ -340,3 +340,29 @@ async def test_a_park_that_finds_its_signal_there_tells_its_queue(stage: Stage, 
     )
     assert (id_, rev + 1, lane) in rows
     assert await stage.heard(ear) == ["q:q"]
+
+
+# Inboxes without measure --------------------------------------------------------------------------
+
+
+async def test_an_inbox_too_large_for_one_value_stops_no_claim_and_no_end(stage: Stage) -> None:
+    """R10: it is handed over in parts, what is new first; its instance can end, and be claimed beside others."""
+    lane = await stage.lane()
+    full, other = await stage.insert({"lane": lane}, {"lane": lane})
+    await stage.ask(
+        "INSERT INTO {schema}.signals (instance_id, sent_at, name, status, payload) "
+        "SELECT %s, {clock}, 'go', CASE WHEN n <= 150 THEN 1 ELSE 0 END, to_jsonb(repeat('abcdefgh', 131072)) "
+        "FROM generate_series(1, 300) AS n",
+        full,
+    )
+    await stage.ask("UPDATE {schema}.instances SET inbox = 300, awaits = '{go}' WHERE id = %s", full)
+    claimed = {row[0]: row for row in await stage.claim((lane, 0, 9))}
+    assert claimed.keys() == {full, other}
+    handed = msgspec.json.decode(claimed[full][12], type=Waits)
+    assert [row.status for row in handed.awaited()] == [0] * len(handed.awaited())
+    assert 40 < len(handed.awaited()) < 80
+    assert not handed.timed_out
+    assert await stage.commit(outcome(full, claimed[full][1], 2, kind=4)) == [full]
+    assert await stage.ask("SELECT count(*) FROM {schema}.signals") == [(0,)]
+    kept = await stage.value("SELECT jsonb_array_length(inbox) FROM {schema}.finished WHERE id = %s", full)
+    assert kept == len(handed.awaited())

@@ -63,8 +63,41 @@ BEGIN
     );
 END $$;
 
+-- Which signals (of a status below the given one) are taken where an inbox is too large to be taken whole: new ones first,
+-- 64 MB of them. Null: all, as nearly always. A value of json has a limit, and a claim or an end must not fail at it.
+CREATE FUNCTION {schema}.inbox_part(of_instance bigint, below int) RETURNS bigint[] LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    letter record;
+    room bigint := 64000000;
+    part bigint[] := '{}';
+BEGIN
+    -- What is stored is compressed, at most by a factor of 256; to look closer it must be read.
+    IF (
+        SELECT count(*) < 50000 AND coalesce(sum(pg_column_size(s.payload)), 0) < 250000
+        FROM {schema}.signals s WHERE s.instance_id = of_instance AND s.status < below
+    ) THEN
+        RETURN NULL;
+    END IF;
+    FOR letter IN
+        SELECT l.id, 200 + octet_length(l.name) + coalesce(octet_length(l.payload::text), 0) AS size
+        FROM (
+            SELECT s.id, s.name, s.payload FROM {schema}.signals s
+            WHERE s.instance_id = of_instance AND s.status < below
+            ORDER BY s.status, s.id
+            OFFSET 0
+        ) l
+    LOOP
+        room := room - letter.size;
+        EXIT WHEN room < 0 AND cardinality(part) > 0;
+        part := part || letter.id;
+    END LOOP;
+    RETURN part;
+END $$;
+
 -- The signals that a claim hands over; volatile for the same reason.
 CREATE FUNCTION {schema}.read_inbox(of_instance bigint) RETURNS jsonb LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    part bigint[] := {schema}.inbox_part(of_instance, 2);
 BEGIN
     RETURN (
         SELECT jsonb_agg(
@@ -73,17 +106,18 @@ BEGIN
             ) ORDER BY s.id
         )
         FROM {schema}.signals s
-        WHERE s.instance_id = of_instance AND s.status < 2
+        WHERE s.instance_id = of_instance AND s.status < 2 AND (part IS NULL OR s.id = ANY (part))
     );
 END $$;
 
 -- Empties the inbox of an instance that has just ended, and answers with what was in it; volatile for the same reason.
 CREATE FUNCTION {schema}.empty_inbox(of_instance bigint) RETURNS jsonb LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
+    part bigint[] := {schema}.inbox_part(of_instance, 3);
     was jsonb;
 BEGIN
     WITH gone AS (DELETE FROM {schema}.signals s WHERE s.instance_id = of_instance RETURNING s.*)
-    SELECT jsonb_agg(to_jsonb(g)) FROM gone g INTO was;
+    SELECT jsonb_agg(to_jsonb(g)) FROM gone g WHERE part IS NULL OR g.id = ANY (part) INTO was;
     RETURN was;
 END $$;
 
