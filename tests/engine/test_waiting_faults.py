@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from engine_support import Build, Sql, ended, eventually
 
-from gen_durable import Await, Context, Done, Machine, Next, Spawn, child, job, step
+from gen_durable import Await, Context, Done, Handle, Machine, Next, Spawn, Stop, child, job, step
 from gen_durable._runtime.flusher import Flusher
 from gen_durable._runtime.worker import Worker
 
@@ -196,3 +196,38 @@ async def test_a_signal_by_key_reaches_the_instance_that_the_key_stands_for(buil
             assert (await engine.get("k")).id == newest.id
             await engine.signal("k", "go")
             assert await newest.result(timeout=10) == newest.id
+
+
+@pytest.mark.parametrize("end", ["failed", "cancelled"])
+async def test_a_retried_join_is_the_join_that_it_was(build: Build, end: str) -> None:
+    """R15: it opened because not enough could be done any more, not by a timeout; the rest is still cancelled."""
+    stopped = asyncio.Event()
+
+    class Needy(Machine):
+        @step
+        async def start(self, ctx: Context) -> Spawn:
+            both = [child(unlucky.bind(n=n), key=f"child {n}", delay=1000) for n in (1, 2)]
+            return Spawn(both, then=self.join, success=True, cancel_rest=end == "cancelled")
+
+        @step
+        async def join(self, ctx: Context) -> Done | Stop:
+            if end == "failed" and not stopped.is_set():
+                stopped.set()
+                return Stop("not yet")
+            return Done([ctx.timed_out, [c.status for c in ctx.children]])
+
+    async with build(Needy, unlucky) as engine:
+        handle = await engine.insert(Needy())
+        await eventually(lambda: _is(handle, "awaiting_children"))
+        if end == "failed":
+            await engine.cancel("child 1")
+            assert (await ended(handle)).status == "failed"
+        else:
+            await handle.cancel()
+        await engine.retry(handle.id)
+        expected = [False, ["cancelled", "runnable"]] if end == "failed" else [True, ["cancelled", "cancelled"]]
+        assert await handle.result(timeout=10) == expected
+
+
+async def _is(handle: Handle, status: str) -> bool:
+    return (await handle.get()).status == status

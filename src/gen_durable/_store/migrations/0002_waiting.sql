@@ -35,7 +35,9 @@ ALTER TABLE {schema}.finished
     ADD COLUMN awaits        text[],
     ADD COLUMN parked_until  timestamptz,  -- its deadline (or infinity), when it was cancelled while it waited for a signal
     ADD COLUMN inbox         jsonb,
-    ADD COLUMN children_left int;
+    ADD COLUMN children_left  int,
+    ADD COLUMN children_spare int,
+    ADD COLUMN cancel_rest    boolean;
 CREATE INDEX finished_parent ON {schema}.finished (parent_id, parent_spawn, id) WHERE parent_id IS NOT NULL;
 
 -- The inboxes. Ids grow in the order in which an instance's signals commit, because each is drawn under its row's lock.

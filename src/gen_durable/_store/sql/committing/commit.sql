@@ -83,7 +83,7 @@ ended AS (
     WHERE o.op = 2 AND i.id >= o.id AND i.id <= o.id AND i.rev = o.rev AND i.worker = %(worker)s::int
     RETURNING i.id, i.rev + 1 AS rev, coalesce(o.state, i.state) AS state, i.inserted_at, i.lane, i.crashes, i.priority,
         i.key, i.scope, i.inbox, i.watched, i.parent_id, i.parent_spawn, i.spawn,
-        i.awaits, i.children_left,
+        i.awaits, i.children_left, i.children_spare, i.cancel_rest,
         o.result, o.keep, o.error, o.kind, coalesce(o.ran, i.step) AS ran, o.tried, o.took, o.history,
         o.history = 1 AND (o.kind > 3 OR o.error IS NULL) AS speaks  -- its last transition is the terminal row itself
 ),
@@ -91,13 +91,14 @@ buried AS (
     INSERT INTO {schema}.finished (
         id, rev, inserted_at, finished_at, expires_at, bucket, lane, worker, attempt, crashes, status, priority, step,
         key, state, result, error, took, scope, parent_id, parent_spawn, spawn,
-        awaits, children_left, inbox
+        awaits, children_left, children_spare, cancel_rest, inbox
     )
     SELECT e.id, e.rev, e.inserted_at, {clock}, x.expires_at, {schema}.bucket_of(e.keep, x.expires_at),
         e.lane, %(worker)s::int, e.tried, e.crashes,
         e.kind + 3, e.priority, e.ran, e.key, e.state, e.result, CASE WHEN e.kind > 3 THEN e.error END,
         CASE WHEN e.speaks THEN e.took END, e.scope, e.parent_id, e.parent_spawn, e.spawn,
         CASE WHEN e.kind > 3 THEN e.awaits END, CASE WHEN e.kind > 3 THEN e.children_left END,
+        CASE WHEN e.kind > 3 THEN e.children_spare END, CASE WHEN e.kind > 3 THEN e.cancel_rest END,
         CASE WHEN e.kind > 3 THEN x.inbox END
     FROM ended e
     CROSS JOIN LATERAL (

@@ -39,11 +39,12 @@ buried AS (
     INSERT INTO {schema}.finished (
         id, rev, inserted_at, finished_at, expires_at, bucket, lane, worker, attempt, crashes, status, priority, step,
         key, state, error, scope, parent_id, parent_spawn, spawn, awaits, parked_until, children_left,
-        inbox
+        children_spare, cancel_rest, inbox
     )
     SELECT p.id, p.rev + 1, p.inserted_at, {clock}, p.expires_at, {schema}.bucket_of(p.retention, p.expires_at), p.lane,
         p.worker, p.attempt, p.crashes, 8, p.priority, p.step, p.key, p.state, %(reason)s::jsonb, p.scope, p.parent_id,
-        p.parent_spawn, p.spawn, p.awaits, CASE WHEN p.status = 3 THEN p.due_at END, p.children_left, p.letters
+        p.parent_spawn, p.spawn, p.awaits, CASE WHEN p.status = 3 THEN p.due_at END, p.children_left,
+        p.children_spare, p.cancel_rest, p.letters
     FROM placed p
 ),
 reserved AS (

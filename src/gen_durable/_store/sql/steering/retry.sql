@@ -27,17 +27,19 @@ gone AS (
 back AS (
     INSERT INTO {schema}.instances AS i (
         id, rev, due_at, inserted_at, updated_at, lane, status, priority, step, key, state, error, scope, parent_id,
-        parent_spawn, spawn, awaits, children_left, inbox
+        parent_spawn, spawn, awaits, children_left, children_spare, cancel_rest, inbox
     )
     SELECT g.id, g.rev + 1, coalesce(g.parked_until, {clock}), g.inserted_at, {clock}, g.lane,
         CASE WHEN g.parked_until IS NULL THEN 0 ELSE 3 END, g.priority, g.step, g.key, g.state, g.error,
-        g.scope, g.parent_id, g.parent_spawn, g.spawn, g.awaits, g.children_left, jsonb_array_length(g.inbox)
+        g.scope, g.parent_id, g.parent_spawn, g.spawn, g.awaits, g.children_left,
+        g.children_spare, g.cancel_rest, jsonb_array_length(g.inbox)
     FROM gone g
     ON CONFLICT (id) DO UPDATE
     SET rev = EXCLUDED.rev, due_at = EXCLUDED.due_at, status = EXCLUDED.status, priority = EXCLUDED.priority,
         state = EXCLUDED.state, error = EXCLUDED.error, updated_at = EXCLUDED.updated_at,
         parent_id = EXCLUDED.parent_id, parent_spawn = EXCLUDED.parent_spawn, spawn = EXCLUDED.spawn,
-        awaits = EXCLUDED.awaits, children_left = EXCLUDED.children_left, inbox = EXCLUDED.inbox
+        awaits = EXCLUDED.awaits, children_left = EXCLUDED.children_left,
+        children_spare = EXCLUDED.children_spare, cancel_rest = EXCLUDED.cancel_rest, inbox = EXCLUDED.inbox
     WHERE i.status = 9
     RETURNING i.id, i.lane, i.status
 ),
