@@ -65,13 +65,14 @@ BEGIN
     );
 END $$;
 
--- Which signals (of a status below the given one) are taken where an inbox is too large to be taken whole: new ones first,
--- 64 MB of them. Null: all, as nearly always. A value of json has a limit, and a claim or an end must not fail at it.
+-- Which signals (of a status below the given one) are taken where an inbox is too large to be taken whole: by status and id,
+-- so new ones first, up to the one in the answer, which are 64 MB. Null: all, as nearly always. A value of json has a limit,
+-- and a claim or an end must not fail at it.
 CREATE FUNCTION {schema}.inbox_part(of_instance bigint, below int) RETURNS bigint[] LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     letter record;
     room bigint := 64000000;
-    part bigint[] := '{}';
+    last bigint[];
 BEGIN
     -- What is stored is compressed, at most by a factor of 256; to look closer it must be read.
     IF (
@@ -81,25 +82,27 @@ BEGIN
         RETURN NULL;
     END IF;
     FOR letter IN
-        SELECT l.id, 200 + octet_length(l.name) + coalesce(octet_length(l.payload::text), 0) AS size
+        SELECT l.status, l.id, 200 + octet_length(l.name) + coalesce(octet_length(l.payload::text), 0) AS size
         FROM (
-            SELECT s.id, s.name, s.payload FROM {schema}.signals s
+            SELECT s.status, s.id, s.name, s.payload FROM {schema}.signals s
             WHERE s.instance_id = of_instance AND s.status < below
             ORDER BY s.status, s.id
             OFFSET 0
         ) l
     LOOP
         room := room - letter.size;
-        EXIT WHEN room < 0 AND cardinality(part) > 0;
-        part := part || letter.id;
+        IF room < 0 AND last IS NOT NULL THEN
+            RETURN last;
+        END IF;
+        last := ARRAY[letter.status, letter.id];
     END LOOP;
-    RETURN part;
+    RETURN NULL;
 END $$;
 
 -- The signals that a claim hands over; volatile for the same reason.
 CREATE FUNCTION {schema}.read_inbox(of_instance bigint) RETURNS jsonb LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
-    part bigint[] := {schema}.inbox_part(of_instance, 2);
+    last bigint[] := {schema}.inbox_part(of_instance, 2);
 BEGIN
     RETURN (
         SELECT jsonb_agg(
@@ -108,18 +111,18 @@ BEGIN
             ) ORDER BY s.id
         )
         FROM {schema}.signals s
-        WHERE s.instance_id = of_instance AND s.status < 2 AND (part IS NULL OR s.id = ANY (part))
+        WHERE s.instance_id = of_instance AND s.status < 2 AND (last IS NULL OR (s.status, s.id) <= (last[1], last[2]))
     );
 END $$;
 
 -- Empties the inbox of an instance that has just ended, and answers with what was in it; volatile for the same reason.
 CREATE FUNCTION {schema}.empty_inbox(of_instance bigint) RETURNS jsonb LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
-    part bigint[] := {schema}.inbox_part(of_instance, 3);
+    last bigint[] := {schema}.inbox_part(of_instance, 3);
     was jsonb;
 BEGIN
     WITH gone AS (DELETE FROM {schema}.signals s WHERE s.instance_id = of_instance RETURNING s.*)
-    SELECT jsonb_agg(to_jsonb(g)) FROM gone g WHERE part IS NULL OR g.id = ANY (part) INTO was;
+    SELECT jsonb_agg(to_jsonb(g)) FROM gone g WHERE last IS NULL OR (g.status, g.id) <= (last[1], last[2]) INTO was;
     RETURN was;
 END $$;
 
