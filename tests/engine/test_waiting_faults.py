@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from engine_support import Build, Sql, ended, eventually
 
-from gen_durable import Context, Done, Machine, Next, Spawn, child, job, step
+from gen_durable import Await, Context, Done, Machine, Next, Spawn, child, job, step
 from gen_durable._runtime.flusher import Flusher
 from gen_durable._runtime.worker import Worker
 
@@ -144,3 +144,55 @@ async def test_a_statement_of_the_engines_own_that_fails_is_not_the_steps_error(
             await eventually(lambda: sql(f"SELECT pg_cancel_backend(pid) {stuck}"))
             await gate.rollback()
             assert await handle.result(timeout=10) == ["done", "cancelled"]
+
+
+async def test_a_signal_that_an_earlier_step_left_is_there_for_a_later_await(build: Build) -> None:
+    """R12: a step was handed it, awaited something else, and nobody consumed it: it wakes whoever awaits it next."""
+
+    class Detour(Machine):
+        @step
+        async def start(self, ctx: Context) -> Await:
+            return Await("a", then=self.first)
+
+        @step
+        async def first(self, ctx: Context) -> Await:
+            return Await("b", then=self.second)
+
+        @step
+        async def second(self, ctx: Context) -> Next:
+            return Next(self.third)
+
+        @step
+        async def third(self, ctx: Context) -> Await:
+            return Await(["a", "b"], then=self.last, timeout=5)
+
+        @step
+        async def last(self, ctx: Context) -> Done:
+            return Done([ctx.timed_out, [signal.payload for signal in ctx.awaited], len(ctx.inbox)])
+
+    async with build(Detour) as engine:
+        handle = await engine.insert(Detour())
+        await engine.signal(handle.id, "a", 1)
+        await engine.signal(handle.id, "b", 2)
+        assert await handle.result(timeout=10) == [False, [1], 1]
+
+
+async def test_a_signal_by_key_reaches_the_instance_that_the_key_stands_for(build: Build) -> None:
+    """A key is the address of the newest live one that has it, whatever its scope, as for a reader."""
+
+    class Patient(Machine):
+        @step
+        async def start(self, ctx: Context) -> Await:
+            return Await("go", then=self.end)
+
+        @step
+        async def end(self, ctx: Context) -> Done:
+            return Done(ctx.id)
+
+    async with build(Patient) as engine:
+        loose = await engine.insert(Patient(), key="k", scope=())
+        own = await engine.insert(Patient(), key="k")
+        for newest in (own, loose):
+            assert (await engine.get("k")).id == newest.id
+            await engine.signal("k", "go")
+            assert await newest.result(timeout=10) == newest.id

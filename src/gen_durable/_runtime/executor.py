@@ -201,9 +201,7 @@ class Executor:
                 return self._back(held, TransitionKind.RETRY, held.step, delay, held.attempt + 1, state)
             case Sleep(seconds=seconds, then=then):
                 self._check_step(held, then)
-                record = self._back(held, TransitionKind.SLEEP, then, seconds, 0, state)
-                record.signals = _handed(held)
-                return record
+                return _progress(held, self._back(held, TransitionKind.SLEEP, then, seconds, 0, state))
             case Await():
                 return self._await_signal(held, outcome, state)
             case Spawn():
@@ -243,9 +241,8 @@ class Executor:
         moved = queue != held.queue.name
         urgency = held.priority if outcome.priority is KEEP else outcome.priority
         if not moved and urgency == held.priority and not outcome.delay and self._may_run_ahead(held, outcome.step):
-            return Record(held.id, held.rev, ON, outcome.step, state, kind=TransitionKind.NEXT, signals=_handed(held))
-        record = self._back(held, TransitionKind.NEXT, outcome.step, outcome.delay or 0.0, 0, state)
-        record.signals = _handed(held)
+            return _progress(held, Record(held.id, held.rev, ON, outcome.step, state, kind=TransitionKind.NEXT))
+        record = _progress(held, self._back(held, TransitionKind.NEXT, outcome.step, outcome.delay or 0.0, 0, state))
         record.priority = urgency
         if moved:
             record.lane = await self._outbox.lane_of(held.spec, queue)
@@ -255,7 +252,8 @@ class Executor:
         self._check_step(held, outcome.then)
         record = self._back(held, TransitionKind.AWAIT, outcome.then, outcome.timeout, 0, state)
         record.op, record.awaits = WAIT, outcome.names
-        record.signals = _handed(held, new=True)
+        if held.waits is not None:
+            record.signals = [row.id for row in held.waits.awaited() if not row.status] or None
         return record
 
     async def _spawn(self, held: Held, outcome: Spawn, state: msgspec.Raw | None) -> Record:
@@ -269,8 +267,7 @@ class Executor:
         record.op, record.children = JOIN, outcome.join
         record.spare = len(rows) - outcome.join if outcome.success else None
         record.rest = outcome.cancel_rest or None
-        record.signals = _handed(held)
-        return record
+        return _progress(held, record)
 
     def _may_run_ahead(self, held: Held, step: str) -> bool:
         if self.draining or held.queue.paused or not self._settings.run_ahead or not held.spec.steps[step].run_ahead:
@@ -396,11 +393,12 @@ def _signals(rows: Iterable[InboxRow]) -> list[Signal]:
     return [Signal(row.id, row.name, row.payload, row.sent_at) for row in rows]
 
 
-def _handed(held: Held, *, new: bool = False) -> list[int] | None:
-    """The signals that the step was handed in ``ctx.awaited`` (``new``: only those that no step was handed before)."""
-    if held.waits is None:
-        return None
-    return [row.id for row in held.waits.awaited() if not (new and row.status)] or None
+def _progress(held: Held, record: Record) -> Record:
+    """Has an outcome consume what the step was handed; what an earlier step was, and left, is for a later await."""
+    if held.waits is not None:
+        record.signals = [row.id for row in held.waits.awaited()] or None
+        record.afresh = [row.id for row in held.waits.left_over()] or None
+    return record
 
 
 def _outcome(held: Held, step: StepSpec, returned: Any) -> Any:

@@ -44,6 +44,11 @@ class Waits(msgspec.Struct):
         names = self.awaits
         return [row for row in self.signals or () if row.name in names] if names is not None else []
 
+    def left_over(self) -> list[InboxRow]:
+        """The signals that an earlier step was handed, which then awaited others."""
+        awaited = {row.id for row in self.awaited()}
+        return [row for row in self.signals or () if row.status and row.id not in awaited]
+
     @property
     def timed_out(self) -> bool:
         """Whether it was its timeout that woke it.
@@ -56,6 +61,8 @@ class Waits(msgspec.Struct):
 
     def progress(self) -> None:
         """Its step has gone on under the same claim: what it was handed is consumed, and it waits for nothing."""
+        for row in self.left_over():
+            row.status = 0
         gone = {row.id for row in self.awaited()}
         self.signals = [row for row in self.signals or () if row.id not in gone]
         self.awaits = self.left = self.spare = self.rest = None

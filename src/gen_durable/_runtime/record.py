@@ -41,6 +41,7 @@ class Record(msgspec.Struct, omit_defaults=True):
     took: float | None = None
     history: int = 1
     signals: list[int] | None = None
+    afresh: list[int] | None = None
     awaits: tuple[str, ...] | None = None
     children: int | None = None
     spare: int | None = None
@@ -49,7 +50,7 @@ class Record(msgspec.Struct, omit_defaults=True):
     def fail(self, error: dict[str, Any], keep: float) -> None:
         """Turns the record into one that ends the instance as failed: for an outcome that the database refuses."""
         self.op, self.kind = END, int(TransitionKind.FAILED)
-        self.state = self.result = self.step = self.signals = self.awaits = self.children = None
+        self.state = self.result = self.step = self.signals = self.afresh = self.awaits = self.children = None
         self.error, self.keep = error, None if math.isinf(keep) else keep
 
 

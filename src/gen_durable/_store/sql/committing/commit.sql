@@ -25,7 +25,7 @@ WITH locked AS MATERIALIZED (
 o AS MATERIALIZED (
     SELECT g.id, g.rev, coalesce(g.op, 2::smallint) AS op, g.step, g.state, g.lane, g.priority, g.delay, g.attempt,
         g.crashes, g.result, g.keep, g.error, coalesce(g.kind, 3::smallint) AS kind, g.ran, coalesce(g.tried, 0) AS tried,
-        g.took, coalesce(g.history, 1::smallint) AS history, g.signals, g.awaits, g.children, g.spare, g.rest,
+        g.took, coalesce(g.history, 1::smallint) AS history, g.signals, g.afresh, g.awaits, g.children, g.spare, g.rest,
         CASE WHEN g.op = 3 THEN {schema}.has_new_signal(g.id, g.awaits, coalesce(g.signals, ARRAY[]::bigint[])) END AS awake
     FROM (SELECT count(*) FROM locked) AS before  -- everything below comes after the locks
     CROSS JOIN json_to_recordset(%(outcomes)s::json) AS g (
@@ -38,6 +38,7 @@ o AS MATERIALIZED (
         kind smallint, ran text, tried int, took real,          -- absent: 3 (done), the row's step, 0
         history smallint,                                       -- 0 off, 1 (or absent) steps, 2 with the state
         signals bigint[],                                       -- that the step was handed: marked in 3, else consumed
+        afresh bigint[],                                        -- that an earlier step was handed, and nobody consumed
         awaits text[], children int, spare int, rest boolean    -- of what waits
     )
 ),
@@ -47,7 +48,8 @@ went_on AS (
         awaits = NULL, children_left = NULL, children_spare = NULL, cancel_rest = NULL, updated_at = {clock}
     FROM o
     WHERE o.op = 0 AND i.id >= o.id AND i.id <= o.id AND i.rev = o.rev AND i.worker = %(worker)s::int
-    RETURNING i.id, i.rev, NULL::int AS lane, i.state, o.kind, o.ran, o.tried, o.took, o.error, o.history, o.signals
+    RETURNING i.id, i.rev, NULL::int AS lane, i.state, o.kind, o.ran, o.tried, o.took, o.error, o.history, o.signals,
+        o.afresh
 ),
 went_back AS (
     UPDATE {schema}.instances i
@@ -73,7 +75,7 @@ went_back AS (
     FROM o
     WHERE o.op IN (1, 3, 4) AND i.id = ANY (ARRAY[o.id]) AND i.rev = o.rev AND i.worker = %(worker)s::int
     RETURNING i.id, i.rev, CASE WHEN o.op > 1 AND i.status = 0 THEN i.lane END AS lane, i.state, o.kind, o.ran, o.tried,
-        o.took, o.error, o.history, CASE WHEN o.kind <> 1 THEN o.signals END AS signals
+        o.took, o.error, o.history, CASE WHEN o.kind <> 1 THEN o.signals END AS signals, o.afresh
 ),
 ended AS (
     DELETE FROM {schema}.instances i
@@ -111,12 +113,16 @@ reserved AS (
     WHERE (e.scope >> (e.kind + 3)) & 1 = 1
 ),
 done AS MATERIALIZED (
-    SELECT w.id, w.rev, w.lane, w.state, w.kind, w.ran, w.tried, w.took, w.error, w.history, w.signals FROM went_on w
+    SELECT w.id, w.rev, w.lane, w.state, w.kind, w.ran, w.tried, w.took, w.error, w.history, w.signals,
+        w.afresh
+    FROM went_on w
     UNION ALL
-    SELECT b.id, b.rev, b.lane, b.state, b.kind, b.ran, b.tried, b.took, b.error, b.history, b.signals FROM went_back b
+    SELECT b.id, b.rev, b.lane, b.state, b.kind, b.ran, b.tried, b.took, b.error, b.history, b.signals,
+        b.afresh
+    FROM went_back b
     UNION ALL
     SELECT e.id, e.rev, NULL, e.state, e.kind, e.ran, e.tried, e.took, e.error,
-        CASE WHEN e.speaks THEN 0 ELSE e.history END, NULL
+        CASE WHEN e.speaks THEN 0 ELSE e.history END, NULL, NULL
     FROM ended e
 ),
 noted AS (
@@ -130,6 +136,8 @@ handed AS MATERIALIZED (
     SELECT d.id AS instance_id, s AS id, CASE WHEN d.kind = 7 THEN 1 ELSE 2 END AS status
     FROM done d CROSS JOIN LATERAL unnest(d.signals) AS s
     WHERE d.signals IS NOT NULL
+    UNION ALL
+    SELECT d.id, s, 0 FROM done d CROSS JOIN LATERAL unnest(d.afresh) AS s WHERE d.afresh IS NOT NULL
 ),
 consumed AS (
     DELETE FROM {schema}.signals s
@@ -139,10 +147,10 @@ consumed AS (
 ),
 marked AS (
     UPDATE {schema}.signals s
-    SET status = h.status, payload = CASE WHEN h.status = 1 THEN s.payload END
+    SET status = h.status, payload = CASE WHEN h.status < 2 THEN s.payload END
     FROM handed h
     WHERE s.instance_id = ANY (ARRAY[h.instance_id]) AND s.id >= h.id AND s.id <= h.id
-        AND (h.status = 1 OR s.dedup_key IS NOT NULL)
+        AND (h.status < 2 OR s.dedup_key IS NOT NULL)
 ),
 counted AS MATERIALIZED (
     SELECT e.parent_id, e.parent_spawn, count(*) AS ends, count(*) FILTER (WHERE e.kind = 3) AS good

@@ -3,7 +3,7 @@
 -- Parameters: id or key (the other null); name; payload (JSON); dedup (null: none); notify, whether to wake idle workers.
 -- Locks: the instance's row, whatever its status, then the new inbox row. It waits for a commit in progress: a row that is
 --   just about to wait is found waiting, one that ends is gone.
--- Index: the primary key, or instances_key; signals_dedup.
+-- Index: the primary key, or instances_key (of several live ones with the key the newest is meant); signals_dedup.
 -- Guard: the row's lock, taken before anything is looked at. The update reads the row as it is under the lock.
 -- Answer: (id, queue, whether the signal is new, whether it woke the row, notifications); no row: there is no such live
 --   instance, and nothing was stored.
@@ -13,13 +13,25 @@ WITH target AS MATERIALIZED (
     WHERE i.id = %(id)s::bigint AND i.status < 9
     FOR NO KEY UPDATE
 ),
+holders AS MATERIALIZED (
+    -- Those without a scope come last in the index; the one that has the key to itself may be newer all the same.
+    (
+        SELECT i.id FROM {schema}.instances i
+        WHERE i.key = %(key)s::text AND i.status < 9
+        ORDER BY i.key DESC, (CASE WHEN i.scope = 0 THEN i.id ELSE 0 END) DESC LIMIT 2
+    )
+    UNION
+    SELECT i.id FROM {schema}.instances i
+    WHERE i.key = %(key)s::text AND (CASE WHEN i.scope = 0 THEN i.id ELSE 0 END) = 0 AND i.status < 9
+    ORDER BY 1 DESC
+),
 keyed AS MATERIALIZED (
     SELECT i.id
-    FROM {schema}.instances i
-    WHERE i.key = %(key)s::text AND i.status < 9
-    ORDER BY i.key, (CASE WHEN i.scope = 0 THEN i.id ELSE 0 END) DESC
+    FROM holders h
+    JOIN {schema}.instances i ON i.id = ANY (ARRAY[h.id])
+    WHERE i.status < 9
     LIMIT 1
-    FOR NO KEY UPDATE
+    FOR NO KEY UPDATE OF i
 ),
 found AS MATERIALIZED (
     SELECT t.id FROM target t UNION ALL SELECT k.id FROM keyed k
