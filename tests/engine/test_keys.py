@@ -284,7 +284,7 @@ async def test_times_at_the_ends_of_the_calendar(build: Build) -> None:
 async def test_a_scope_without_a_key_is_refused(build: Build) -> None:
     """Section 14: it would hold nothing."""
     async with build(keyed, queues={}) as engine:
-        with pytest.raises(InvalidArgument, match=r"scope=\['live', 'done'\] was given without a key"):
+        with pytest.raises(InvalidArgument, match=r"scope=\['live', 'done'\] without a key"):
             await engine.insert(keyed.bind(), scope=["live", "done"])
 
 

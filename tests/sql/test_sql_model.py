@@ -37,7 +37,7 @@ from gen_durable._store.inserting import NewInstance, insert_all, replace_or_ins
 from gen_durable._store.signalling import NewSignal, deliver, deliver_or_insert
 from gen_durable._store.steering import bring_back, cancel_all, cancel_children
 from gen_durable.errors import DuplicateInstance
-from gen_durable.status import Status
+from gen_durable.status import Status, TransitionKind
 
 EXAMPLES = int(os.environ.get("GEN_DURABLE_MODEL_EXAMPLES", "40"))
 STEPS = 45
@@ -58,10 +58,11 @@ class Waiting(RuleBasedStateMachine):
         self.revs: dict[int, int] = {}
         self.numbers = 0
 
-    @initialize()
-    def start(self) -> None:
+    @initialize(rows=st.lists(st.tuples(keys, scopes, st.just(False)), min_size=1, max_size=3))
+    def start(self, rows: list[tuple[str | None, int | None, bool]]) -> None:
         for worker in (1, 2):
             self.register(worker)
+        self.insert(rows, together=False)
 
     def register(self, worker: int) -> None:
         self.wire.register(worker)
@@ -129,6 +130,7 @@ class Waiting(RuleBasedStateMachine):
         else:
             assert timed_out == (one.left is not None and one.woken == "deadline")
 
+    @precondition(lambda self: self.claims)
     @rule(worker=st.sampled_from([1, 2]))
     def crash(self, worker: int) -> None:
         """Its row goes; what it holds in memory may still be sent."""
@@ -141,6 +143,7 @@ class Waiting(RuleBasedStateMachine):
         for worker in {1, 2} - self.model.workers:
             self.register(worker)
 
+    @precondition(lambda self: len(self.model.workers) < 2)
     @rule()
     def reap(self) -> None:
         back = self.model.reaped()
@@ -172,23 +175,43 @@ class Waiting(RuleBasedStateMachine):
 
     # Outcomes -------------------------------------------------------------------------------------
 
-    @precondition(lambda self: self.claims)
     @rule(data=st.data(), op=st.sampled_from([ON, BACK, END, END]))
     def commit_one(self, data: st.DataObject, op: int) -> None:
-        claim = data.draw(st.sampled_from(self.claims))
+        claim = self.held(data)
         self.commit(claim.worker, [(claim, self.outcome(data, claim, op))])
 
-    @precondition(lambda self: self.claims)
     @rule(data=st.data())
     def commit_wait(self, data: st.DataObject) -> None:
-        claim = data.draw(st.sampled_from(self.claims))
+        claim = self.held(data)
         self.commit(claim.worker, [(claim, self.outcome(data, claim, WAIT))])
 
-    @precondition(lambda self: self.claims)
     @rule(data=st.data())
     def commit_spawn(self, data: st.DataObject) -> None:
-        claim = data.draw(st.sampled_from(self.claims))
+        claim = self.held(data)
         self.commit(claim.worker, [(claim, self.outcome(data, claim, JOIN))])
+
+    @rule(data=st.data())
+    def go_on(self, data: st.DataObject) -> None:
+        """What was woken consumes what it was handed."""
+        self.revive()
+        self.claim(1, 100)
+        woken = [claim for claim in self.good() if claim.handed or (claim.waits and claim.waits.left is not None)]
+        claim = data.draw(st.sampled_from(woken)) if woken else self.held(data)
+        self.commit(
+            claim.worker, [(claim, self.outcome(data, claim, data.draw(st.sampled_from([ON, ON, BACK, WAIT, JOIN]))))]
+        )
+
+    def good(self) -> list[Claim]:
+        return [claim for claim in self.claims if self.model.holds(claim.id, claim.rev, claim.worker)]
+
+    def held(self, data: st.DataObject) -> Claim:
+        """A claim, mostly a good one."""
+        if not self.good() or not data.draw(st.integers(0, 3)):
+            self.revive()
+            if not self.model.live(Status.RUNNABLE):
+                self.insert([(None, None, False)], together=False)
+            self.claim(data.draw(st.sampled_from([1, 2])), 3)
+        return data.draw(st.sampled_from(self.good() if data.draw(st.integers(0, 5)) else self.claims))
 
     @precondition(lambda self: len(self.claims) > 1)
     @rule(data=st.data())
@@ -276,7 +299,10 @@ class Waiting(RuleBasedStateMachine):
 
     @rule(data=st.data(), name=names, dedup=dedups)
     def signal(self, data: st.DataObject, name: str, dedup: str | None) -> None:
-        known = [None, *self.model.all]
+        awaiting = [one.id for one in self.model.live() if one.awaits]
+        live = [one.id for one in self.model.live()]
+        choices = [ids for ids in (awaiting, live, [None, *self.model.all]) if ids]
+        known = data.draw(st.sampled_from(choices))
         id_ = data.draw(st.sampled_from(known))
         one = self.model.all.get(id_ or 0)
         self.send(-1 if id_ is None else id_, one if one is not None and one.live else None, name, dedup)
@@ -284,6 +310,16 @@ class Waiting(RuleBasedStateMachine):
     @rule(key=st.sampled_from("kl"), name=names, dedup=dedups)
     def signal_by_key(self, key: str, name: str, dedup: str | None) -> None:
         self.send(key, self.model.addressed(key), name, dedup)
+
+    @precondition(lambda self: self.consumed_keys())
+    @rule(data=st.data())
+    def signal_again(self, data: st.DataObject) -> None:
+        """R11: also when the first of that dedup_key was consumed."""
+        one, letter = data.draw(st.sampled_from(self.consumed_keys()))
+        self.send(one.id, one, letter.name, letter.dedup)
+
+    def consumed_keys(self) -> list[tuple[Instance, Letter]]:
+        return [(one, letter) for one in self.model.live() for letter in one.inbox if letter.status == 2]
 
     def send(self, target: int | str, one: Instance | None, name: str, dedup: str | None) -> None:
         number = self.number()
@@ -357,7 +393,35 @@ class Waiting(RuleBasedStateMachine):
     @precondition(lambda self: self.model.ended())
     @rule(data=st.data())
     def retry(self, data: st.DataObject) -> None:
-        one = data.draw(st.sampled_from(self.model.ended()))
+        self.bring_back(data.draw(st.sampled_from(self.model.ended())))
+
+    @precondition(lambda self: self.counted(live=False))
+    @rule(data=st.data())
+    def retry_child(self, data: st.DataObject) -> None:
+        """One that a join has counted already."""
+        self.bring_back(data.draw(st.sampled_from(self.counted(live=False))))
+
+    @precondition(lambda self: self.counted(live=True))
+    @rule(data=st.data(), kind=st.sampled_from([TransitionKind.DONE, TransitionKind.FAILED]))
+    def end_child(self, data: st.DataObject, kind: TransitionKind) -> None:
+        """One that a join waits for, if it is ready."""
+        self.revive()
+        self.claim(1, 100)
+        some = {one.id for one in self.counted(live=True)}
+        ready = [claim for claim in self.claims if claim.id in some and claim.worker == 1]
+        if ready:
+            claim = data.draw(st.sampled_from(ready))
+            error = None if kind == TransitionKind.DONE else reason_json("Stop", "so it goes")
+            end = Record(claim.id, claim.rev, END, keep=KEEP, took=0.25, tried=claim.attempt, kind=kind, error=error)
+            self.commit(1, [(claim, end)])
+
+    def counted(self, *, live: bool) -> list[Instance]:
+        """Children whose parent is parked for them."""
+        kin = [one for one in self.model.all.values() if one.live == live and one.parent is not None]
+        parents = [(one, self.model.waits_for(one)) for one in kin]
+        return [one for one, parent in parents if parent and parent.status == Status.AWAITING_CHILDREN]
+
+    def bring_back(self, one: Instance) -> None:
         try:
             lane = self.wire.run(bring_back(self.wire.sql, one.id))
         except psycopg.errors.UniqueViolation:
@@ -431,7 +495,7 @@ def runner() -> Any:
         yield made
 
 
-@pytest.mark.timeout(0 if EXAMPLES > 100 else 120)
+@pytest.mark.timeout(0 if EXAMPLES > 100 else 300)
 def test_the_tables_hold_what_the_model_says(database_url: str, schema: str, runner: asyncio.Runner) -> None:
     """R3, R4, R10, R11, R12, R13, R15, R16."""
 

@@ -19,9 +19,14 @@ KEEP = 3600.0  # less than a day: such rows are swept
 FAR = 1000.0
 
 keys = st.sampled_from([None, None, "k", "l"])
+families = st.one_of(
+    st.lists(st.none(), min_size=2, max_size=4),
+    st.lists(st.none(), min_size=2, max_size=4),
+    st.lists(keys, max_size=3),  # a key that is taken refuses them all
+)
 names = st.sampled_from(["a", "b"])
 scopes = st.sampled_from([None, None, 0, 1 << 6, 7 << 6])
-dedups = st.sampled_from([None, None, None, "d"])
+dedups = st.sampled_from([None, None, "d", "e"])
 later = st.booleans()
 
 
@@ -56,7 +61,7 @@ def drawn(data: st.DataObject, claim: Claim, op: int, row: Callable[[str | None]
 def _spawn(data: st.DataObject, claim: Claim, record: Record, row: Callable[[str | None], NewInstance]) -> None:
     held: Any = claim
     record.kind, record.signals = TransitionKind.SPAWN, _handed(held)
-    rows = [row(key) for key in data.draw(st.lists(keys, max_size=3))]
+    rows = [row(key) for key in data.draw(families)]
     for child in rows:
         child.parent_id = claim.id
         child.parent_spawn = ((claim.waits and claim.waits.spawn) or 0) + 1

@@ -35,7 +35,7 @@ class Server(Link):
         assert len(self.groups) < 1000, "it sends the same for ever"
         self.wakes.append(values["wake"])
         self._fail(group, values["wake"])
-        return [(record["id"], record["rev"] + 1) for record in group]
+        return [(record["id"], record["rev"] + 1, None) for record in group]
 
 
 class Owner:
@@ -60,6 +60,8 @@ class Claimed:
     """The part of a claim that the flusher reads."""
 
     step = "run"
+    spawning = waits = parent_id = None
+    gone = False
 
     def __init__(self, id_: int) -> None:
         self.id, self.rev = id_, 1
