@@ -351,7 +351,9 @@ async def test_an_insert_of_many_rows_compares_no_row_with_every_other(
     """R15: a worker's session inserts children by thousands, and has no hash join for its answer."""
     lane = await stage.lane()
     rows = [{"lane": lane, "step": "s", "state": {}} for _ in range(500)]
-    call = Call("insert", "inserting/insert", {"rows": encode(rows), "notify": True, "soon": 5.0}, set(), 0, 0)
+    call = Call(
+        "insert", "inserting/insert", {"rows": encode(rows), "notify": True, "soon": 5.0, "worker": None}, set(), 0, 0
+    )
     plan = await (await open_planner(stage, connect, True)).explain(call)
     compared = sum(node.get("Rows Removed by Join Filter", 0) for node in nodes(plan))
     assert compared <= len(rows)

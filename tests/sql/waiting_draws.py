@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import strategies as st
 from waiting_wire import Claim
 
-from gen_durable._runtime.executor import _handed
+from gen_durable._runtime.executor import _progress
 from gen_durable._runtime.record import BACK, END, ON, WAIT, Record, reason_json
 from gen_durable._store.inserting import NewInstance
 from gen_durable.status import TransitionKind
@@ -36,13 +36,15 @@ def drawn(data: st.DataObject, claim: Claim, op: int, row: Callable[[str | None]
     claim.spawning = None
     record = Record(claim.id, claim.rev, op, "two", tried=claim.attempt, took=0.25, ran="one")
     if op == ON:
-        record.kind, record.signals = TransitionKind.NEXT, _handed(held)
+        record.kind = TransitionKind.NEXT
+        _progress(held, record)
     elif op == BACK:
         record.kind = data.draw(st.sampled_from([TransitionKind.NEXT, TransitionKind.RETRY, TransitionKind.SLEEP]))
         again = record.kind == TransitionKind.RETRY
         record.attempt, record.crashes = (claim.attempt + 1, claim.crashes) if again else (0, 0)
         record.delay = FAR if data.draw(later) else 0.0
-        record.signals = None if again else _handed(held)
+        if not again:
+            _progress(held, record)
     elif op == END:
         record.step, record.ran, record.keep = None, None, KEEP
         record.kind = data.draw(st.sampled_from([TransitionKind.DONE, TransitionKind.FAILED, TransitionKind.CANCELLED]))
@@ -51,7 +53,9 @@ def drawn(data: st.DataObject, claim: Claim, op: int, row: Callable[[str | None]
         record.attempt, record.crashes = 0, 0
         record.delay = FAR if data.draw(later) else None
         if op == WAIT:
-            record.kind, record.signals = TransitionKind.AWAIT, _handed(held, new=True)
+            record.kind = TransitionKind.AWAIT
+            if claim.waits is not None:
+                record.signals = [row.id for row in claim.waits.awaited() if not row.status] or None
             record.awaits = tuple(sorted(data.draw(st.sets(names, min_size=1))))
         else:
             _spawn(data, claim, record, row)
@@ -60,7 +64,8 @@ def drawn(data: st.DataObject, claim: Claim, op: int, row: Callable[[str | None]
 
 def _spawn(data: st.DataObject, claim: Claim, record: Record, row: Callable[[str | None], NewInstance]) -> None:
     held: Any = claim
-    record.kind, record.signals = TransitionKind.SPAWN, _handed(held)
+    record.kind = TransitionKind.SPAWN
+    _progress(held, record)
     rows = [row(key) for key in data.draw(families)]
     for child in rows:
         child.parent_id = claim.id

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from gen_durable.status import Status, TransitionKind
 
@@ -48,6 +48,7 @@ class Instance:
     join: tuple[int, int, bool] = (0, 0, False)  # of its last spawn: how many are needed, of how many, done ones only
     stub: bool = False  # it has ended, and its key is reserved
     expired: bool = False
+    before: Instance | None = None  # as it was when it failed or was cancelled: a retry hands that on
     spoken: tuple[int, int] | None = None  # the transition that its terminal row stands for
     history: set[tuple[int, int]] = field(default_factory=set)
 
@@ -87,9 +88,8 @@ class Model:
         return found[0] if found and key is not None else None
 
     def addressed(self, key: str) -> Instance | None:
-        """Which instance a signal to a key reaches: the latest without uniqueness, else the one that holds the key."""
-        found = [i for i in self.live() if i.key == key]
-        return max(found, key=lambda i: i.id if i.scope == 0 else 0, default=None)
+        """Which instance a signal to a key reaches: the newest live one that has it."""
+        return max((i for i in self.live() if i.key == key), key=lambda i: i.id, default=None)
 
     def children(self, parents: Iterable[int], spawn: int | None = None) -> list[int]:
         wanted = set(parents)
@@ -164,6 +164,9 @@ class Model:
                 one.inbox.remove(letter)
             else:
                 letter.status = 2
+        for letter in one.inbox:
+            if letter.status == 1:
+                letter.status = 0  # what an earlier step was handed, and left, is for a later await
 
     def went_on(self, one: Instance, handed: list[int]) -> None:
         self._moved(one, TransitionKind.NEXT)
@@ -214,6 +217,7 @@ class Model:
         good: Counter[tuple[int, int]] = Counter()
         for one, kind in ends:
             one.rev += 1
+            one.before = None if kind == TransitionKind.DONE else replace(one, inbox=list(one.inbox), before=None)
             one.status, one.worker = kind + 3, None
             one.spoken = (one.rev, kind) if speaks else None
             if not speaks:
@@ -261,7 +265,8 @@ class Model:
             one.history.add(one.spoken)
             one.spoken = None
         one.status, one.due, one.rev, one.stub, one.expired = Status.RUNNABLE, NOW, one.rev + 1, False, False
-        one.woken = None
+        if one.before is not None:
+            self._handed_on(one, one.before)
         parent = self.waits_for(one)
         if parent is not None and parent.status == Status.AWAITING_CHILDREN:
             assert parent.left is not None
@@ -269,6 +274,15 @@ class Model:
                 parent.left += 1
             else:
                 parent.spare += 1
+
+    def _handed_on(self, one: Instance, before: Instance) -> None:
+        one.awaits, one.left, one.spare, one.rest = before.awaits, before.left, before.spare, before.rest
+        one.inbox, one.woken, one.before = before.inbox, before.woken, None
+        self.cleared -= {letter.number for letter in one.inbox}
+        if before.status == Status.AWAITING_SIGNAL:
+            one.status, one.due, one.woken = Status.AWAITING_SIGNAL, before.due, None
+        elif before.status == Status.AWAITING_CHILDREN:
+            one.woken = "deadline"  # it goes on with what is there
 
     def swept(self) -> None:
         for one in [i for i in self.ended() if i.expired]:
