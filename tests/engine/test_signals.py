@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import psycopg
 import pytest
 from engine_support import Build, Sql, ended, eventually
 
@@ -223,6 +224,29 @@ async def test_signal_or_insert_where_the_key_is_reserved(build: Build, sql: Sql
                 await engine.signal_or_insert(Checkout(order=2), key="o", name="payment_confirmed")
             assert caught.value.existing_id == first.id
             await sql("DELETE FROM {s}.finished")
+
+
+async def test_who_has_an_idle_worker_of_its_own_wakes_no_other(build: Build, database_url: str, schema: str) -> None:
+    """R19: the worker of the same process is woken in memory; others, when it does not take what a signal woke."""
+    ear = await psycopg.AsyncConnection.connect(database_url, autocommit=True)
+    async with ear, build(Checkout, queues={"default": 5}) as engine, build(Checkout, queues={"far": 5}):
+        here = [await engine.insert(Checkout(order=n)) for n in range(3)]
+        there = await engine.insert(Checkout(order=9), queue="far")
+        for handle in (*here, there):
+            await parked(handle)
+        await engine.signal(here[0].id, "payment_confirmed", {"amount": 1})
+        await here[0].result(timeout=10)
+        await ear.execute(f"LISTEN {schema}_wake".encode())
+        await engine.signal(here[1].id, "payment_confirmed", {"amount": 1})
+        assert await here[1].result(timeout=10) == {"order": 1, "paid": 1}
+        await engine.signal(there.id, "payment_confirmed", {"amount": 1})
+        assert await there.result(timeout=1) == {"order": 9, "paid": 1}
+        heard = []
+        async for notice in ear.notifies(timeout=10):
+            heard.append(notice.payload)
+            if notice.payload == "q:far":
+                break
+        assert "q:default" not in heard
 
 
 async def test_a_bad_signal_is_refused(build: Build) -> None:

@@ -23,6 +23,10 @@ _SIGNALS = "\0signals"  # the bell's name for the wake-ups of all queues by sign
 class SignallingCalls(InsertingCalls):
     """``signal`` and ``signal_or_insert``."""
 
+    # Whether the last row that a signal woke was one for this process's worker: then the next one likely is too, and a
+    # notification would only make that worker look a second time.
+    _wakes_here = False
+
     async def signal(self, target: int | str, name: str, payload: Any = None, *, dedup_key: str | None = None) -> bool:
         """Puts a signal into an instance's inbox; it is there, durably, when this returns.
 
@@ -45,7 +49,7 @@ class SignallingCalls(InsertingCalls):
         """
         where = check_target(target)
         new = self._signal(name, payload, dedup_key)
-        told = self._bell.rides_along([_SIGNALS])
+        told = not self._wakes_here and self._bell.rides_along([_SIGNALS])
         delivery: Delivery | None = await self._session.call(deliver(self._sql, where, new, notify=told))
         if delivery is None and isinstance(where, str):
             # Its holder may have ended, and another have come, while the statement waited for the first.
@@ -83,7 +87,7 @@ class SignallingCalls(InsertingCalls):
         """
         spec, lane, row = self._check(BulkItem(instance, check_name(key, "key"), queue, priority, delay, at))
         new = self._signal(name, payload, dedup_key)
-        told = self._bell.rides_along([_SIGNALS])
+        told = not self._wakes_here and self._bell.rides_along([_SIGNALS])
         delivery: Delivery | None = await self._session.call(deliver(self._sql, key, new, notify=told))
         if delivery is None:
             row.lane = (await self._lanes_for({lane: spec}))[lane]
@@ -110,7 +114,7 @@ class SignallingCalls(InsertingCalls):
         queue = delivery.queue
         if not delivery.woken or queue is None:
             return
-        here = self._local is not None and self._local.takes(queue, 1)
+        here = self._wakes_here = self._local is not None and self._local.takes(queue, 1)
         if self._local is not None:
             self._local.inserted({queue}, None)
         if not delivery.told and not here:
