@@ -11,6 +11,7 @@ import pytest
 from engine_support import LONG, Build, Seen, Sql, eventually, moment
 
 from gen_durable import Engine, Handle, job
+from gen_durable._runtime import births
 from gen_durable._runtime.worker import Worker
 from gen_durable._store.inserting import LaneKey
 from gen_durable._store.operation import Request, Row
@@ -63,9 +64,10 @@ def kept(worker: Worker) -> int:
 
 
 class Gate:
-    """Stands between the client and the answer of its next insert: the row is there, and the client can't know."""
+    """Stands between the client and the answer of its next insert (or other statement): it is done, unknown to it."""
 
-    def __init__(self, engine: Engine, error: BaseException | None = None) -> None:
+    def __init__(self, engine: Engine, error: BaseException | None = None, statement: str = "inserting/insert") -> None:
+        self._statement = statement
         self.reached = asyncio.Event()
         self.open = asyncio.Event()
         self._error = error
@@ -74,7 +76,7 @@ class Gate:
         engine._session.fetch = self._pass  # type: ignore[method-assign]
 
     async def _pass(self, request: Request) -> list[Row]:
-        if request.statement.name != "inserting/insert":
+        if request.statement.name != self._statement:
             return await self._fetch(request)
         self._session.fetch = self._fetch  # type: ignore[method-assign]  # only this one
         rows = await self._fetch(request)
@@ -224,19 +226,27 @@ async def test_a_key_that_is_taken_gives_its_place_back(build: Build) -> None:
         await first.result(timeout=LONG)
 
 
+@pytest.mark.parametrize("ended", [True, False])
 async def test_a_place_that_is_given_back_goes_to_what_was_announced_meanwhile(
-    build: Build, sql: Sql, key_taken: Any
+    build: Build, sql: Sql, key_taken: Any, monkeypatch: pytest.MonkeyPatch, ended: bool
 ) -> None:
-    """R19: the claimer slept, because the only place was kept."""
+    """R19: the claimer slept, because the only place was kept; one that waits for a lock keeps none for long."""
+    if ended:
+        monkeypatch.setattr(births, "LONGEST_KEPT", 60.0)
     async with quiet(build, queues={"default": 1}) as engine, build(note, queues={}) as web:
         born = asyncio.create_task(engine.insert(note.bind(n=1), key="k"))
         await until_waiting(sql, engine)
         other = await web.insert(note.bind(n=2))
-        await eventually(lambda: _true(not worker_of(engine).queues["default"].empty))
-        born.cancel()
-        await asyncio.gather(born, return_exceptions=True)
+        if ended:
+            await eventually(lambda: _true(not worker_of(engine).queues["default"].empty))
+            born.cancel()
+            await asyncio.gather(born, return_exceptions=True)
         assert await other.result(timeout=LONG) == 2
         assert runs == [2]
+        if not ended:
+            await key_taken.execute("ROLLBACK")
+            assert await (await born).result(timeout=LONG) == 1
+            assert kept(worker_of(engine)) == 0
 
 
 # Where the database does not agree ------------------------------------------------------------------
@@ -336,8 +346,11 @@ async def test_a_lost_row_waits_only_for_the_inserts_that_could_be_its_own(build
 
 
 @pytest.mark.parametrize("written", [True, False])
-async def test_an_insert_that_is_cancelled(build: Build, sql: Sql, key_taken: Any, written: bool) -> None:
+async def test_an_insert_that_is_cancelled(
+    build: Build, sql: Sql, key_taken: Any, written: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """R25: before its row is there there is none; after that it runs as any other. The place is free in both cases."""
+    monkeypatch.setattr(births, "LONGEST_KEPT", 60.0)
     async with quiet(build, queues={"default": 1}) as engine:
         worker = worker_of(engine)
         gate = Gate(engine)

@@ -136,6 +136,37 @@ class Stage:
         on: Connection | None = None,
     ) -> tuple[bool, bool] | None:
         """Sends a signal: whether it is new and whether it woke its instance; None: there is none."""
+        row = await self._send(target, name, payload, dedup, notify, on)
+        return (row[2], row[3]) if row else None
+
+    async def send_for(
+        self,
+        worker: int,
+        target: int | str,
+        name: str = "go",
+        payload: Any = None,
+        *,
+        lanes: list[int] | None = None,
+        dedup: str | None = None,
+        on: Connection | None = None,
+    ) -> Row | None:
+        """Sends a signal from the process of a worker that keeps places; the row, as a claim gives it, or None."""
+        known = list(range(100)) if lanes is None else lanes
+        row = await self._send(target, name, payload, dedup, False, on, worker, known)
+        assert row is not None
+        return row[5:] if row[5] is not None else None
+
+    async def _send(
+        self,
+        target: int | str,
+        name: str,
+        payload: Any,
+        dedup: str | None,
+        notify: bool,
+        on: Connection | None,
+        worker: int | None = None,
+        lanes: list[int] | None = None,
+    ) -> Row | None:
         rows = await self.run(
             "signalling/send",
             on=on,
@@ -145,8 +176,10 @@ class Stage:
             payload=None if payload is None else encode(payload),
             dedup=dedup,
             notify=notify,
+            worker=worker,
+            lanes=lanes,
         )
-        return (rows[0][2], rows[0][3]) if rows else None
+        return rows[0] if rows else None
 
     async def cancel(self, *ids: int, on: Connection | None = None) -> list[int]:
         """The ids that were cancelled."""

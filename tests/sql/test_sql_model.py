@@ -25,10 +25,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from sql_stage import Stage, encode
-from waiting_draws import FAR, KEEP, dedups, drawn, keys, later, names, scopes
+from waiting_draws import FAR, KEEP, dedups, drawn, keys, later, names, scopes, senders
 from waiting_model import Instance, Letter, Model
 from waiting_truths import equal, joins, keys_and_places, nothing_stranded, signals
-from waiting_wire import Claim, Wire
+from waiting_wire import Claim, KeptPlace, Wire
 
 from gen_durable import Engine
 from gen_durable._runtime.record import BACK, END, JOIN, ON, WAIT, Record, reason_json
@@ -113,12 +113,15 @@ class Waiting(RuleBasedStateMachine):
         taken = self.wire.claim(worker, self.lane, room)
         assert len(taken) == (min(room, len(ready)) if worker in self.model.workers else 0)
         for claim in taken:
-            one = self.model.all[claim.id]
-            self.model.claimed(one, worker)
-            assert claim.rev == one.rev
-            assert claim.handed == [(letter.number, letter.status) for letter in one.matching()]
-            self.check_wake(one, claim)
-            self.claims.append(claim)
+            self.take(claim)
+
+    def take(self, claim: Claim) -> None:
+        one = self.model.all[claim.id]
+        self.model.claimed(one, claim.worker)
+        assert (claim.rev, claim.attempt, claim.crashes) == (one.rev, one.attempt, one.crashes)
+        assert claim.handed == [(letter.number, letter.status) for letter in one.matching()]
+        self.check_wake(one, claim)
+        self.claims.append(claim)
 
     def check_wake(self, one: Instance, claim: Claim) -> None:
         """R14: a deadline is told from a signal or an open join."""
@@ -297,19 +300,19 @@ class Waiting(RuleBasedStateMachine):
 
     # Signals, deadlines ---------------------------------------------------------------------------
 
-    @rule(data=st.data(), name=names, dedup=dedups)
-    def signal(self, data: st.DataObject, name: str, dedup: str | None) -> None:
+    @rule(data=st.data(), name=names, dedup=dedups, worker=senders)
+    def signal(self, data: st.DataObject, name: str, dedup: str | None, worker: int | None) -> None:
         awaiting = [one.id for one in self.model.live() if one.awaits]
         live = [one.id for one in self.model.live()]
         choices = [ids for ids in (awaiting, live, [None, *self.model.all]) if ids]
         known = data.draw(st.sampled_from(choices))
         id_ = data.draw(st.sampled_from(known))
         one = self.model.all.get(id_ or 0)
-        self.send(-1 if id_ is None else id_, one if one is not None and one.live else None, name, dedup)
+        self.send(-1 if id_ is None else id_, one if one is not None and one.live else None, name, dedup, worker)
 
-    @rule(key=st.sampled_from("kl"), name=names, dedup=dedups)
-    def signal_by_key(self, key: str, name: str, dedup: str | None) -> None:
-        self.send(key, self.model.addressed(key), name, dedup)
+    @rule(key=st.sampled_from("kl"), name=names, dedup=dedups, worker=senders)
+    def signal_by_key(self, key: str, name: str, dedup: str | None, worker: int | None) -> None:
+        self.send(key, self.model.addressed(key), name, dedup, worker)
 
     @precondition(lambda self: self.consumed_keys())
     @rule(data=st.data())
@@ -321,14 +324,22 @@ class Waiting(RuleBasedStateMachine):
     def consumed_keys(self) -> list[tuple[Instance, Letter]]:
         return [(one, letter) for one in self.model.live() for letter in one.inbox if letter.status == 2]
 
-    def send(self, target: int | str, one: Instance | None, name: str, dedup: str | None) -> None:
-        number = self.number()
-        delivery = self.wire.run(deliver(self.wire.sql, target, NewSignal(name, str(number), dedup)))
+    def send(
+        self, target: int | str, one: Instance | None, name: str, dedup: str | None, worker: int | None = None
+    ) -> None:
+        """With a worker, from its process: what the signal wakes is the worker's claim."""
+        number, place = self.number(), None if worker is None else KeptPlace(worker, self.lane)
+        delivery = self.wire.run(deliver(self.wire.sql, target, NewSignal(name, str(number), dedup), place=place))
+        claims = [] if place is None else place.claims
         if one is None:
             assert delivery is None
+            assert not claims
             return
         fresh, woken = self.model.signal(one, Letter(number, name, dedup))
-        assert (delivery.id, delivery.fresh, delivery.woken) == (one.id, fresh, woken)
+        assert len(claims) == (woken and worker in self.model.workers and not one.crashes)
+        assert (delivery.id, delivery.fresh, delivery.woken) == (one.id, fresh, woken and not claims)
+        for claim in claims:
+            self.take(claim)
         if fresh:
             self.sent[number] = one.id
 

@@ -94,7 +94,16 @@ def calls(mine: list[tuple[int, int]]) -> list[Call]:
     rows = [{"lane": 1 + n % 2, "step": "s", "state": {}} | ({"key": f"new{n}"} if n % 2 else {}) for n in range(BATCH)]
     claims = [{"id": id_, "rev": rev} for id_, rev in mine[:BATCH]]
     reap = {"worker": 0, "heard": True, "watched": True, "lease": 0.003, "grace": 1.0, "batch": BATCH, "keep": True}
-    signal = {"id": None, "key": None, "name": "go", "payload": "1", "dedup": "d9", "notify": True}
+    signal = {
+        "id": None,
+        "key": None,
+        "name": "go",
+        "payload": "1",
+        "dedup": "d9",
+        "notify": True,
+        "worker": ME,
+        "lanes": [1],
+    }
     family = {"instances_parent", "finished_parent"}
     id_, key = {"finished_id", "instances_pkey"}, {"finished_key", "instances_key"}
     return [

@@ -366,3 +366,86 @@ async def test_an_inbox_too_large_for_one_value_stops_no_claim_and_no_end(stage:
     assert await stage.ask("SELECT count(*) FROM {schema}.signals") == [(0,)]
     kept = await stage.value("SELECT jsonb_array_length(inbox) FROM {schema}.finished WHERE id = %s", full)
     assert kept == len(handed.awaited())
+
+
+# A signal that wakes its row as a claim -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("moment", ["before", "signal first", "park first", "after"])
+async def test_a_signal_that_claims_and_a_park_in_every_order(stage: Stage, moment: str) -> None:
+    """R10, R12: it claims what it wakes, and nothing else; the inbox comes with it."""
+    id_, rev, lane = await held(stage)
+    worker, client = await stage.connect(), await stage.connect()
+    park = outcome(id_, rev, 3)
+    await stage.send(id_, "other", 0)
+    if moment == "before":
+        assert await stage.send_for(7, id_, "go", 1) is None
+        assert await stage.commit(park) == [id_]
+    elif moment == "signal first":
+        async with client.transaction():
+            assert await stage.send_for(7, id_, "go", 1, on=client) is None
+            task = asyncio.create_task(stage.commit(park, on=worker))
+            await stage.until_waiting(task, worker)
+        assert await task == [id_]
+    else:
+        if moment == "after":
+            await stage.commit(park)
+            claim = await stage.send_for(7, id_, "go", 1)
+        else:
+            async with worker.transaction():
+                assert await stage.commit(park, on=worker) == [id_]
+                sent = asyncio.create_task(stage.send_for(7, id_, "go", 1, on=client))
+                await stage.until_waiting(sent, client)
+            claim = await sent
+        assert claim is not None
+        assert claim[:4] == (id_, rev + 2, lane, "two")
+        assert await stage.row(id_, "status, worker, rev, inbox") == (2, 7, rev + 2, 2)
+        waits = msgspec.json.decode(claim[12], type=Waits)
+        assert numbers(waits.awaited()) == [1]
+        assert numbers(waits.signals) == [0, 1]
+        assert not waits.timed_out
+        assert await stage.claim((lane, 0, 9)) == []
+        return
+    assert await stage.row(id_, "status, worker") == (0, None)
+
+
+async def test_two_signals_of_which_each_would_claim(stage: Stage) -> None:
+    """R1, R12: one of them has it; the other finds it executing."""
+    id_, rev, _ = await parked(stage)
+    one, two = await stage.connect(), await stage.connect()
+    async with one.transaction():
+        assert (await stage.send_for(7, id_, "go", 1, on=one) or [None])[1] == rev + 1
+        task = asyncio.create_task(stage.send_for(8, id_, "go", 2, on=two))
+        await stage.until_waiting(task, two)
+    assert await task is None
+    assert await stage.row(id_, "status, worker, rev, inbox") == (2, 7, rev + 1, 2)
+
+
+async def test_a_claim_that_is_rolled_back_leaves_the_row_waiting(stage: Stage) -> None:
+    """R10"""
+    id_, rev, _ = await parked(stage)
+    client = await stage.connect()
+    async with client.transaction(force_rollback=True):
+        assert await stage.send_for(7, id_, on=client)
+    assert await stage.row(id_, "status, worker, rev, inbox") == (3, None, rev, None)
+
+
+@pytest.mark.parametrize(
+    "why", ["another name", "another lane", "no such worker", "paused", "crashed", "known dedup_key"]
+)
+async def test_what_a_signal_does_not_claim(stage: Stage, why: str) -> None:
+    """R10, R13, R20, R25: where a claim would not get the row, or the signal does not wake it."""
+    id_, rev, lane = await parked(stage)
+    dedup = None
+    if why == "paused":
+        await stage.ask("UPDATE {schema}.lanes SET paused = true")
+    elif why == "crashed":
+        await stage.ask("UPDATE {schema}.instances SET crashes = 1")
+    elif why == "known dedup_key":
+        dedup = "once"
+        await stage.send(id_, "other", dedup=dedup)
+    name = "other" if why == "another name" else "go"
+    lanes = [lane + 1] if why == "another lane" else None
+    assert await stage.send_for(99 if why == "no such worker" else 7, id_, name, lanes=lanes, dedup=dedup) is None
+    asleep = why in ("another name", "known dedup_key")
+    assert await stage.row(id_, "status, worker, rev") == (3 if asleep else 0, None, rev)

@@ -13,7 +13,7 @@ from gen_durable._runtime.record import BACK, END, ON, WAIT, Record, reason_json
 from gen_durable._store.inserting import NewInstance
 from gen_durable.status import TransitionKind
 
-__all__ = ["FAR", "KEEP", "dedups", "drawn", "keys", "later", "names", "scopes"]
+__all__ = ["FAR", "KEEP", "dedups", "drawn", "keys", "later", "names", "scopes", "senders"]
 
 KEEP = 3600.0  # less than a day: such rows are swept
 FAR = 1000.0
@@ -27,6 +27,7 @@ families = st.one_of(
 names = st.sampled_from(["a", "b"])
 scopes = st.sampled_from([None, None, 0, 1 << 6, 7 << 6])
 dedups = st.sampled_from([None, None, "d", "e"])
+senders = st.sampled_from([None, 1, 2])  # whose process sends a signal: a worker's, or none's
 later = st.booleans()
 
 

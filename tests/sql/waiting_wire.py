@@ -85,6 +85,25 @@ class Claim:
     spawning: list[NewInstance] | None = None
     gone: bool = False
 
+    @classmethod
+    def of(cls, worker: int, row: Row) -> Claim:
+        """A row as ``claim.sql`` gives it."""
+        waits = None if row[12] is None else decode_waits(row[12])
+        handed = [] if waits is None else [(letter.payload, letter.status) for letter in waits.awaited()]
+        return cls(worker, row[0], row[1], row[5], row[6], row[11], waits, handed)
+
+
+class KeptPlace:
+    """A worker's place for a row that a signal may wake; see ``_store.signalling.Place``."""
+
+    def __init__(self, worker: int, lane: int) -> None:
+        self.worker = worker
+        self.lanes = [lane]
+        self.claims: list[Claim] = []
+
+    def claimed(self, row: Row) -> None:
+        self.claims.append(Claim.of(self.worker, row))
+
 
 class Wire:
     """A connection set up like a worker's, and a loop to drive it."""
@@ -115,12 +134,7 @@ class Wire:
 
     def claim(self, worker: int, lane: int, room: int) -> list[Claim]:
         wants = encode([{"lane": lane, "pool": 0, "room": room, "solo": True}])
-        claims = []
-        for row in self.statement("claiming/claim", worker=worker, wants=wants):
-            waits = None if row[12] is None else decode_waits(row[12])
-            handed = [] if waits is None else [(letter.payload, letter.status) for letter in waits.awaited()]
-            claims.append(Claim(worker, row[0], row[1], row[5], row[6], row[11], waits, handed))
-        return claims
+        return [Claim.of(worker, row) for row in self.statement("claiming/claim", worker=worker, wants=wants)]
 
     def commit(self, worker: int, batch: list[tuple[Claim, Record]]) -> set[tuple[int, int]]:
         """The claims (id, rev) whose outcome is committed, by the worker's own flusher."""

@@ -1,66 +1,94 @@
-"""Rows that this process's own inserts bring into being as claims of its worker: nobody has to claim them."""
+"""Rows that this process's own calls bring to its worker as claims: nobody has to claim them.
+
+An insert's rows are born claimed, a signal's row is woken as a claim.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Self
 
 from gen_durable._runtime.claimer import Claimer
 from gen_durable._runtime.held import Held, LocalQueue
 from gen_durable._store.inserting import Born
+from gen_durable._store.operation import Row
 
 __all__ = ["Birth", "Births"]
 
 Claim = tuple[int, int]  # id and rev
 
+# Seconds that places are kept: a call that waits for a lock longer than this holds up nobody. What it then brings may
+# wait in the buffer for its turn.
+LONGEST_KEPT = 0.1
+
 
 class Birth:
-    """One insert that is under way, and the places that are kept for its rows; a context manager around it."""
+    """One call that is under way, and the places that are kept for its rows; a context manager around it."""
 
     def __init__(self, births: Births, worker: int, places: dict[LocalQueue, int]) -> None:
         self.worker = worker
+        self.lanes = [lane for queue in places for lane in queue.lanes]
         self.started: set[int] = set()  # ids of the rows that the worker has taken
         self.late: list[Claim] = []  # those that came when its life was over: the caller is to release them
         self._births = births
         self._places = places
+        self._timer = asyncio.get_running_loop().call_later(LONGEST_KEPT, self._give_way)
 
     def born(self, rows: list[Born]) -> None:
-        """Hands rows to the worker: they are in the table, and its claims."""
+        """Hands new rows to the worker: they are in the table, and its claims."""
         self.started.update(born.id for born in rows)
         if self._births.over:
             self.late += [(born.id, 0) for born in rows]
-            return
-        for queue, batch in self._births.take(rows).items():
-            self._places[queue] -= len(batch)
-            queue.expected -= len(batch)
+        else:
+            self._put(self._births.take(rows))
+
+    def claimed(self, row: Row) -> None:
+        """Hands a row to the worker, as ``claim.sql`` gives it: it is its claim."""
+        self.started.add(row[0])
+        if self._births.over:
+            self.late.append((row[0], row[1]))
+        else:
+            self._put(self._births.take_claimed(row))
+
+    def _put(self, got: dict[LocalQueue, list[Held]]) -> None:
+        for queue, batch in got.items():
+            kept = min(self._places.get(queue, 0), len(batch))
+            self._places[queue] = self._places.get(queue, 0) - kept
+            queue.expected -= kept
             queue.put(batch)
+
+    def _give_way(self) -> None:
+        for queue, count in self._places.items():
+            queue.expected -= count
+            if count and not queue.empty:
+                queue.on_room()
+        self._places.clear()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        for queue, count in self._places.items():
-            queue.expected -= count
-            if count and not queue.empty:
-                queue.on_room()
+        self._timer.cancel()
+        self._give_way()
         self._births.end(self, answered=kind is None)
 
 
 class Births:
-    """The inserts under way whose rows are to be born as claims of one worker's life."""
+    """The calls under way whose rows are to come as claims of one worker's life."""
 
-    def __init__(self, held: dict[int, Held], changed: Callable[[], None]) -> None:
+    def __init__(self, held: dict[int, Held], queues: Iterable[LocalQueue], changed: Callable[[], None]) -> None:
         self.over = True  # no life has begun, or it has ended
         self.under_way: set[Birth] = set()
         self.unsure = False  # an answer was lost, and nobody has looked since
         self._held = held
+        self._queues = list(queues)
         self._changed = changed
         self._idle = asyncio.Event()
         self._idle.set()
-        self._young: set[int] = set()  # strays that may be rows of inserts whose answer is on its way
-        self._parents: set[Birth] = set()  # those inserts, while they are under way
+        self._young: set[Claim] = set()  # strays that may belong to calls whose answer is on its way
+        self._parents: set[Birth] = set()  # those calls, while they are under way
         self._worker = 0
         self._claimer: Claimer
         self._commits_lag: Callable[[], bool]
@@ -72,25 +100,33 @@ class Births:
         self.over = False
 
     def expect(self, counts: Mapping[int, int]) -> Birth | None:
-        """Keeps places for so many rows of each lane; None where a claim would not take them all, and at once.
-
-        Nothing that waits may be passed by: so not while anything is announced or just being claimed. (What is buffered
-        has places of its own, and starts first.)
-        """
-        claimer = self._claimer
-        if self.over or claimer.claiming or claimer.failing or claimer.closing or self._commits_lag():
+        """Keeps places for so many rows of each lane; None where a claim would not take them all, and at once."""
+        if not self._ready:
             return None
         places: dict[LocalQueue, int] = {}
         for lane, count in counts.items():
-            if lane not in claimer.specs:
+            if lane not in self._claimer.specs:
                 return None
-            queue = claimer.specs[lane][1]
+            queue = self._claimer.specs[lane][1]
             places[queue] = places.get(queue, 0) + count
-        for queue, count in places.items():
-            if queue.closed or queue.paused or not queue.empty:
-                return None
-            if queue.load + count > queue.concurrency:
-                return None
+        if not all(_has_room(queue, count) for queue, count in places.items()):
+            return None
+        return self._begin(places)
+
+    def expect_one(self) -> Birth | None:
+        """Keeps a place for a row of any lane: one in each queue that has room; None where there is none."""
+        if not self._ready:
+            return None
+        places = {queue: 1 for queue in self._queues if queue.lanes and _has_room(queue, 1)}
+        return self._begin(places) if places else None
+
+    @property
+    def _ready(self) -> bool:
+        """Whether nothing is just being claimed that a row which comes another way would pass by."""
+        claimer = self._claimer
+        return not (self.over or claimer.claiming or claimer.failing or claimer.closing or self._commits_lag())
+
+    def _begin(self, places: dict[LocalQueue, int]) -> Birth:
         for queue, count in places.items():
             queue.expected += count
         birth = Birth(self, self._worker, places)
@@ -109,15 +145,25 @@ class Births:
             )
             self._held[id_] = held
             got.setdefault(queue, []).append(held)
-        for queue, batch in got.items():
+        for batch in got.values():
             batch.sort(key=lambda held: (held.priority, held.id))
+        self._taken(got)
+        return got
+
+    def take_claimed(self, row: Row) -> dict[LocalQueue, list[Held]]:
+        """Makes a claim of a row."""
+        got = self._claimer.deal([row], time.monotonic(), [])
+        self._taken(got)
+        return got
+
+    def _taken(self, got: dict[LocalQueue, list[Held]]) -> None:
+        for queue in got:
             if queue.paused or queue.saturated:
                 self._claimer.wake()  # to give back what can't be started
         self._changed()
-        return got
 
     def end(self, birth: Birth, *, answered: bool) -> None:
-        """An insert has returned, or failed: then its rows may be there all the same."""
+        """A call has returned, or failed: then its rows may be there all the same."""
         self.under_way.discard(birth)
         if not self.under_way:
             self._idle.set()
@@ -129,20 +175,31 @@ class Births:
         self._changed()
 
     async def wait_over(self) -> None:
-        """Waits until no insert is under way."""
+        """Waits until no call is under way."""
         await self._idle.wait()
 
     def _lost(self, strays: list[Claim]) -> list[Claim]:
         """Which strays are nobody's for sure.
 
-        Only a row that was born claimed has rev 0. One that is seen while inserts are under way may be theirs; it is
-        lost when it is still a stray after all of those have ended.
+        One that is seen while calls are under way may be theirs; it is lost when it is still a stray after all of those
+        have ended.
         """
         known = set() if self._parents else self._young
-        lost = [(id_, rev) for id_, rev in strays if rev or not self.under_way or id_ in known]
+        lost = [claim for claim in strays if not self.under_way or claim in known]
         if not self._parents:  # else the answer to an earlier look is still to come
-            self._young = {id_ for id_, _ in strays} - {id_ for id_, _ in lost}
+            self._young = set(strays) - set(lost)
             self._parents = set(self.under_way) if self._young else set()
         if not self.under_way:
             self.unsure = False
         return lost
+
+
+def _has_room(queue: LocalQueue, count: int) -> bool:
+    """Whether a queue would start so many rows at once.
+
+    Nothing that waits may be passed by: so not while anything is announced. (What is buffered has places of its own,
+    and starts first.)
+    """
+    if queue.closed or queue.paused or not queue.empty:
+        return False
+    return queue.load + count <= queue.concurrency

@@ -144,7 +144,7 @@ class Claimer(Service):
         now = time.monotonic()
         self._trip += SMOOTHING * (now - started - self._trip)
         put_off: list[tuple[int, int]] = []
-        got = self._deal(rows, now, put_off)
+        got = self.deal(rows, now, put_off)
         for queue, room in wanted.items():
             count = len(got.get(queue, ()))
             if count >= room:
@@ -195,7 +195,8 @@ class Claimer(Service):
             self._check_at = 0.0  # they are found there
             raise
 
-    def _deal(self, rows: list[Row], now: float, put_off: list[tuple[int, int]]) -> dict[LocalQueue, list[Held]]:
+    def deal(self, rows: list[Row], now: float, put_off: list[tuple[int, int]]) -> dict[LocalQueue, list[Held]]:
+        """Makes claims of the rows of ``claim.sql``, but for those that go to ``put_off``."""
         got: dict[LocalQueue, list[Held]] = {}
         held_rows = self._held
         for id_, rev, lane, step, state, attempt, crashes, priority, key, due_at, inserted_at, parent, waits in rows:

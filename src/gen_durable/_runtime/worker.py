@@ -68,7 +68,8 @@ class Worker(Listener):
         self._ended = asyncio.Event()
         self._left = asyncio.Event()
         self._held: dict[int, Held] = {}
-        self._births = Births(self._held, self._left.set)
+        self.queues = {name: LocalQueue(name, size, self._run) for name, size in settings.queues.items()}
+        self._births = Births(self._held, self.queues.values(), self._left.set)
         self._told: dict[str, float] = {}
         self._untold: set[str] = set()  # queues with rows that went back while another notification was just out
         self._queue_of_lane: dict[int, str] = {}  # of the rows that move to another queue
@@ -76,7 +77,6 @@ class Worker(Listener):
         self._learning: set[asyncio.Future[None]] = set()
         self._machines = {(spec.name, spec.version): spec for spec in settings.machines}
         self._threads = DaemonThreads(settings.threads)
-        self.queues = {name: LocalQueue(name, size, self._run) for name, size in settings.queues.items()}
         self._links: list[Link] = []
 
     # Start ----------------------------------------------------------------------------------------
@@ -500,6 +500,10 @@ class Worker(Listener):
     def expect(self, counts: Mapping[int, int]) -> Birth | None:
         """Keeps places for rows that are about to be inserted, so many of each lane; None: they are to be claimed."""
         return self._births.expect(counts)
+
+    def expect_one(self) -> Birth | None:
+        """Keeps a place for a row that a signal may wake, of whichever lane; None: it is to be claimed."""
+        return self._births.expect_one()
 
     def _full(self, queue: LocalQueue) -> None:
         """A claim came back full and nothing more fits: there may be more, for others to take."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import msgspec
 
 from gen_durable._store.inserting import NewInstance, insert_all
-from gen_durable._store.operation import Catalog, Operation
+from gen_durable._store.operation import Catalog, Operation, Row
 from gen_durable.errors import DuplicateInstance
 
-__all__ = ["Delivery", "NewSignal", "deliver", "deliver_or_insert"]
+__all__ = ["Delivery", "NewSignal", "Place", "deliver", "deliver_or_insert"]
 
 RESERVED = 9  # the status of a row that only holds the key of an instance which has ended
 
@@ -23,11 +23,21 @@ class NewSignal(NamedTuple):
     dedup: str | None
 
 
+class Place(Protocol):
+    """A worker's promise to start a row of one of these lanes at once: it can be woken as its claim."""
+
+    worker: int
+    lanes: list[int]
+
+    def claimed(self, row: Row) -> None:
+        """A row that is the worker's now, as ``claim.sql`` gives it."""
+
+
 class Delivery(NamedTuple):
     """What became of a signal.
 
-    ``fresh``: it is in the inbox now, and was not there before; ``woken``: it woke the instance; ``told``: other
-    workers know of that; ``started``: the instance was inserted for it.
+    ``fresh``: it is in the inbox now, and was not there before; ``woken``: it woke the instance, which somebody is to
+    claim; ``told``: other workers know of that; ``started``: the instance was inserted for it.
     """
 
     id: int
@@ -38,8 +48,14 @@ class Delivery(NamedTuple):
     started: bool = False
 
 
-def deliver(sql: Catalog, target: int | str, signal: NewSignal, *, notify: bool = True) -> Operation[Delivery | None]:
-    """Puts a signal into the inbox of a live instance; None: there is none, and nothing was stored."""
+def deliver(
+    sql: Catalog, target: int | str, signal: NewSignal, *, notify: bool = True, place: Place | None = None
+) -> Operation[Delivery | None]:
+    """Puts a signal into the inbox of a live instance; None: there is none, and nothing was stored.
+
+    With a ``place``, a row that it wakes is handed over as soon as the statement has answered: so never in a
+    transaction, which might not commit.
+    """
     rows = yield sql["signalling/send"].bind(
         id=target if isinstance(target, int) else None,
         key=target if isinstance(target, str) else None,
@@ -47,11 +63,16 @@ def deliver(sql: Catalog, target: int | str, signal: NewSignal, *, notify: bool 
         payload=signal.payload,
         dedup=signal.dedup,
         notify=notify,
+        worker=None if place is None else place.worker,
+        lanes=None if place is None else place.lanes,
     )
     if not rows:
         return None
-    id_, queue, fresh, woken, told = rows[0]
-    return Delivery(id_, queue, fresh, woken, bool(told))
+    id_, queue, fresh, woken, told, *claim = rows[0]
+    claimed = claim[0] is not None
+    if claimed and place is not None:
+        place.claimed(tuple(claim))
+    return Delivery(id_, queue, fresh, woken and not claimed, bool(told))
 
 
 def deliver_or_insert(

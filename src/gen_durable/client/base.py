@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from collections.abc import Mapping
 from typing import Any
+
+import msgspec
 
 from gen_durable._bell import Bell
 from gen_durable._ear import Ear
 from gen_durable._session import Session
 from gen_durable._store.inserting import LaneKey, ensure_lanes
-from gen_durable._store.operation import catalog
+from gen_durable._store.operation import Operation, catalog
 from gen_durable.config import Settings
-from gen_durable.errors import InvalidArgument, NoSuchInstance
+from gen_durable.errors import DatabaseUnreachable, EngineStateError, InvalidArgument, NoSuchInstance
 from gen_durable.machine import MachineSpec
 from gen_durable.outcome import check_name
 
@@ -35,6 +38,10 @@ class _LocalWorker:
 
     def expect(self, counts: Mapping[int, int]) -> Any:
         """Keeps places for so many rows of each lane, to be inserted as its claims; None: it can't promise that."""
+        raise NotImplementedError
+
+    def expect_one(self) -> Any:
+        """Keeps a place for a row of any lane, that a signal may wake as its claim; None: it can't promise that."""
         raise NotImplementedError
 
     def inserted(self, queues: set[str], soonest: float | None) -> None:
@@ -87,6 +94,19 @@ class Base:
         for events in self._waiters.values():
             for event in events:
                 event.set()
+
+    async def _bringing(self, operation: Operation[Any], birth: Any) -> Any:
+        """Runs an operation that may bring rows to this process's worker as its claims."""
+        if birth is None:
+            return await self._session.call(operation)
+        try:
+            with birth:
+                return await self._session.call(operation)
+        finally:
+            if birth.late:  # the worker's life has ended in the meantime
+                claims = msgspec.json.encode([{"id": id_, "rev": rev} for id_, rev in sorted(birth.late)]).decode()
+                with contextlib.suppress(DatabaseUnreachable, EngineStateError):  # then others find them
+                    await self._session.fetch(self._sql["claiming/release"].bind(worker=birth.worker, claims=claims))
 
     def _ended(self, instance_id: int | None) -> None:
         """An instance has ended that somebody may wait for (None: any may have)."""

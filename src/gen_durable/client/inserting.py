@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import builtins
-import contextlib
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -14,15 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import msgspec
 
-from gen_durable._store.inserting import Inserting, LaneKey, NewInstance, insert_all, replace_or_insert
+from gen_durable._store.inserting import LaneKey, NewInstance, insert_all, replace_or_insert
 from gen_durable.client.handle import Handle, Inserted
 from gen_durable.client.waiting import WaitingCalls
 from gen_durable.config import LONGEST_POLL
 from gen_durable.errors import (
     ConfigurationError,
-    DatabaseUnreachable,
     DuplicateInstance,
-    EngineStateError,
     InvalidArgument,
     InvalidState,
 )
@@ -128,7 +125,8 @@ class InsertingCalls(WaitingCalls):
             others = {queue for queue in queues if self._local is None or not self._local.takes(queue, counts[queue])}
         sent = time.monotonic()
         notify = self._bell.rides_along(others) or later
-        placed, told = await self._insert(rows, notify, birth)
+        inserting = insert_all(self._sql, rows, notify=notify, soon=LONGEST_POLL, birth=birth)
+        placed, told = await self._bringing(inserting, birth)
         if birth is not None:
             others = queues = {
                 lane.queue
@@ -147,19 +145,6 @@ class InsertingCalls(WaitingCalls):
             Inserted(self._handle(place.id, row.key, spec.name), place.duplicate)
             for (spec, _, row), place in zip(checked, placed, strict=True)
         ]
-
-    async def _insert(self, rows: builtins.list[NewInstance], notify: bool, birth: Any) -> Inserting:
-        inserting = insert_all(self._sql, rows, notify=notify, soon=LONGEST_POLL, birth=birth)
-        if birth is None:
-            return await self._session.call(inserting)  # type: ignore[no-any-return]  # as Session.call does
-        try:
-            with birth:
-                return await self._session.call(inserting)  # type: ignore[no-any-return]
-        finally:
-            if birth.late:  # the worker's life has ended in the meantime
-                claims = msgspec.json.encode([{"id": id_, "rev": rev} for id_, rev in sorted(birth.late)]).decode()
-                with contextlib.suppress(DatabaseUnreachable, EngineStateError):  # then others find them
-                    await self._session.fetch(self._sql["claiming/release"].bind(worker=birth.worker, claims=claims))
 
     def _handle(self, instance_id: int, key: str | None, machine: str) -> Handle:
         return Handle(instance_id, key, machine, cast("Client", self))

@@ -49,11 +49,10 @@ class SignallingCalls(InsertingCalls):
         """
         where = check_target(target)
         new = self._signal(name, payload, dedup_key)
-        told = not self._wakes_here and self._bell.rides_along([_SIGNALS])
-        delivery: Delivery | None = await self._session.call(deliver(self._sql, where, new, notify=told))
+        delivery = await self._deliver(where, new)
         if delivery is None and isinstance(where, str):
             # Its holder may have ended, and another have come, while the statement waited for the first.
-            delivery = await self._session.call(deliver(self._sql, where, new, notify=told))
+            delivery = await self._deliver(where, new)
         if delivery is None:
             raise NoSuchInstance(target, live=True)
         self._announce(delivery)
@@ -87,18 +86,25 @@ class SignallingCalls(InsertingCalls):
         """
         spec, lane, row = self._check(BulkItem(instance, check_name(key, "key"), queue, priority, delay, at))
         new = self._signal(name, payload, dedup_key)
-        told = not self._wakes_here and self._bell.rides_along([_SIGNALS])
-        delivery: Delivery | None = await self._session.call(deliver(self._sql, key, new, notify=told))
+        delivery = await self._deliver(key, new)
         if delivery is None:
+            told = not self._wakes_here and self._bell.rides_along([_SIGNALS])
             row.lane = (await self._lanes_for({lane: spec}))[lane]
             delivery = await self._session.together(
                 deliver_or_insert(self._sql, row, new, notify=told, soon=LONGEST_POLL)
             )
-        assert delivery is not None
         self._announce(delivery)
         if self._local is not None and delivery.started and (row.delay or row.at is not None):
             self._local.inserted(set(), row.delay or 0.0)
         return self._handle(delivery.id, key, spec.name)
+
+    async def _deliver(self, target: int | str, new: NewSignal) -> Delivery | None:
+        place = None if self._local is None else self._local.expect_one()
+        told = not self._wakes_here and self._bell.rides_along([_SIGNALS])
+        operation = deliver(self._sql, target, new, notify=told, place=place)
+        delivery: Delivery | None = await self._bringing(operation, place)
+        self._wakes_here = self._wakes_here or (place is not None and bool(place.started))
+        return delivery
 
     def _signal(self, name: str, payload: Any, dedup_key: str | None) -> NewSignal:
         if dedup_key is not None:
