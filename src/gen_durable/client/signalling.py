@@ -90,7 +90,7 @@ class SignallingCalls(InsertingCalls):
         told = not self._wakes_here and self._bell.rides_along([_SIGNALS])
         delivery: Delivery | None = await self._session.call(deliver(self._sql, key, new, notify=told))
         if delivery is None:
-            row.lane = (await self._lanes_for({lane: spec}))[lane]
+            row.lane = await self._lane(spec, lane.queue)
             delivery = await self._session.together(
                 deliver_or_insert(self._sql, row, new, notify=told, soon=LONGEST_POLL)
             )
