@@ -13,7 +13,7 @@ from test_sql_join_races import ends_of, family, join
 
 from gen_durable._store.connection import fetch
 from gen_durable._store.inserting import NewInstance, Placed, replace_or_insert
-from gen_durable._store.operation import drive
+from gen_durable._store.operation import Request, Row, drive
 from gen_durable._store.steering import bring_back
 
 DONE, FAILED, CANCELLED = 6, 7, 8
@@ -328,3 +328,23 @@ async def test_a_replacement_waits_for_the_end_of_the_keys_holder(stage: Stage, 
     place = await task
     assert place.duplicate is (scope is not None)
     assert (place.id == id_) is (scope is not None)
+
+
+@pytest.mark.parametrize("rivals", [["waits"], ["claimed"], ["claimed", "waits"], ["claimed", "claimed"]])
+async def test_who_comes_between_the_look_and_the_insert_is_looked_at_too(stage: Stage, rivals: list[str]) -> None:
+    """R16: whoever has the key in the end is replaced if it waits, and named if it has started."""
+    lane = await stage.lane()
+    came: list[int] = []
+
+    async def tampered(request: Request) -> list[Row]:
+        if request.statement.name == "inserting/insert" and len(came) < len(rivals):
+            if came:
+                await stage.cancel(came[-1])
+            came.extend(id_ for id_ in await stage.insert({"lane": lane, "key": "k"}) if id_ is not None)
+            if rivals[len(came) - 1] == "claimed":
+                assert len(await stage.claim((lane, 0, 1))) == 1
+        return await fetch(stage.main, request)
+
+    place = await drive(replace_or_insert(stage.sql, new(lane)), tampered)
+    assert place == Placed(came[-1], duplicate=rivals[-1] == "claimed")
+    assert len(came) == len(rivals)
