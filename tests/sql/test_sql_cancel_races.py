@@ -81,7 +81,7 @@ async def test_a_cancel_and_a_claim_at_once(stage: Stage) -> None:
             stage.run("steering/cancel", on=two, ids=encode([id_]), reason=encode({}), keep=True)
         )
         await stage.until_waiting(task, two)
-    assert (id_, 7, "m", lane) in await task
+    assert (id_, 7, "m", lane, 1) in await task
 
 
 async def test_two_cancels_at_once(stage: Stage) -> None:

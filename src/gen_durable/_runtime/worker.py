@@ -455,13 +455,13 @@ class Worker(Listener):
                 log.warning("%s; trying again", str(error).strip())
                 await asyncio.sleep(AGAIN_SECONDS)
 
-    def cancelled(self, instance_id: int, rev: int | None = None) -> None:
+    def cancelled(self, instance_id: int, rev: int) -> None:
         """Somebody has cancelled an instance that this worker holds: its run is of no more use.
 
-        ``rev`` is the claim's that was cancelled: a notification may come when a retry has been claimed meanwhile.
+        ``rev`` is the claim's that was cancelled: the word of it may come when a retry has been claimed meanwhile.
         """
         held = self._held.get(instance_id)
-        if held is None or (rev is not None and held.rev > rev):
+        if held is None or held.rev > rev:
             return
         held.gone = True
         self._claimer.forget(held)

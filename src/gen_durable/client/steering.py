@@ -117,10 +117,10 @@ class SteeringCalls(SignallingCalls):
 
     def _settle_cancel(self, done: steering.Cancelled) -> None:
         """The worker of this process hears of it at once, not by notification."""
-        for instance_id, worker in done.ids.items():
+        for instance_id, claim in done.ids.items():
             self._ended(instance_id)
-            if worker is not None and self._local is not None and worker == self._local.id:
-                self._local.cancelled(instance_id)
+            if claim is not None and self._local is not None and claim.worker == self._local.id:
+                self._local.cancelled(instance_id, claim.rev)
         if self._local is not None:
             self._local.awake(done.lanes)
 
