@@ -102,6 +102,13 @@ class Stage:
         ]
         return await self.run("claiming/claim", on=on, worker=worker, wants=encode(listed))
 
+    async def held(self, worker: int = 7, **row: Any) -> tuple[int, int, int]:
+        """A claimed row: its id, its rev, its lane."""
+        lane = await self.lane()
+        await self.insert({"lane": lane} | row)
+        ((id_, rev, *_),) = await self.claim((lane, 0, 1), worker=worker)
+        return id_, rev, lane
+
     async def commit(
         self,
         *outcomes: dict[str, Any],

@@ -20,16 +20,9 @@ DONE, FAILED, CANCELLED = 6, 7, 8
 LIVE_AND_DONE = 1 << DONE
 
 
-async def held(stage: Stage, **row: Any) -> tuple[int, int]:
-    lane = await stage.lane()
-    await stage.insert({"lane": lane} | row)
-    ((id_, rev, *_),) = await stage.claim((lane, 0, 1))
-    return id_, rev
-
-
 async def ended(stage: Stage, kind: int = 4, **row: Any) -> int:
     """An instance that has failed."""
-    id_, rev = await held(stage, **row)
+    id_, rev, _ = await stage.held(**row)
     await stage.commit(outcome(id_, rev, 2, kind=kind))
     return id_
 
@@ -206,7 +199,7 @@ async def test_an_insert_that_waits_for_the_end_of_its_keys_holder(
     stage: Stage, scope: int | None, how: Any, reserved: bool
 ) -> None:
     """R16: it finds the reservation that the end leaves in the same transaction, or has the key."""
-    id_, rev = await held(stage, key="k", scope=scope)
+    id_, rev, _ = await stage.held(key="k", scope=scope)
     lane = await stage.lane()
     worker, client = await stage.connect(), await stage.connect()
     async with worker.transaction():
@@ -248,7 +241,7 @@ async def test_a_reservation_is_nothing_but_its_key(stage: Stage) -> None:
 
 async def test_a_reservation_goes_with_its_terminal_row(stage: Stage) -> None:
     """R16, section 11: in the same pass; an insert that comes meanwhile waits for it, and has the key."""
-    id_, rev = await held(stage, key="k", scope=LIVE_AND_DONE)
+    id_, rev, _ = await stage.held(key="k", scope=LIVE_AND_DONE)
     await stage.commit(outcome(id_, rev, 2, keep=0.0))
     lane = await stage.lane()
     pruner, client = await stage.connect(), await stage.connect()
@@ -318,7 +311,7 @@ async def test_a_claim_passes_by_what_is_being_replaced_and_runs_the_new(stage: 
 @pytest.mark.parametrize("scope", [None, LIVE_AND_DONE])
 async def test_a_replacement_waits_for_the_end_of_the_keys_holder(stage: Stage, scope: int | None) -> None:
     """R16: then it is inserted, or the key is reserved."""
-    id_, rev = await held(stage, key="k", scope=scope)
+    id_, rev, _ = await stage.held(key="k", scope=scope)
     lane = await stage.lane()
     worker, client = await stage.connect(), await stage.connect()
     async with worker.transaction():
