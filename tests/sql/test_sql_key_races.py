@@ -29,7 +29,7 @@ async def ended(stage: Stage, kind: int = 4, **row: Any) -> int:
 
 async def retry(stage: Stage, id_: int, on: Connection | None = None) -> bool:
     connection = on or stage.main
-    return await drive(bring_back(stage.sql, id_), lambda request: fetch(connection, request)) is not None
+    return await drive(bring_back(stage.sql, id_), lambda request: fetch(connection, request))
 
 
 async def status(stage: Stage, id_: int) -> int | None:

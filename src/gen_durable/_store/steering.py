@@ -91,7 +91,6 @@ def children(sql: Catalog, parent: int, spawn: int) -> Operation[list[ChildResul
     ]
 
 
-def bring_back(sql: Catalog, instance_id: int) -> Operation[int | None]:
-    """Makes a failed or cancelled instance runnable again; answers with its lane, or None when it is neither."""
-    rows = yield sql["steering/retry"].bind(id=instance_id)
-    return rows[0][1] if rows else None
+def bring_back(sql: Catalog, instance_id: int) -> Operation[bool]:
+    """Makes a failed or cancelled instance runnable again; answers whether it was one."""
+    return bool((yield sql["steering/retry"].bind(id=instance_id)))

@@ -67,13 +67,13 @@ class SteeringCalls(SignallingCalls):
         """
         found = await self.get(check_target(target))
         try:
-            lane: int | None = await self._session.call(steering.bring_back(self._sql, found.id))
+            back: bool = await self._session.call(steering.bring_back(self._sql, found.id))
         except psycopg.errors.UniqueViolation:
             held = await self._session.fetch(
                 self._sql["inserting/holders"].bind(keys=msgspec.json.encode([found.key]).decode())
             )
             raise DuplicateInstance(found.key or "", held[0][1] if held else found.id) from None
-        if lane is None:
+        if not back:
             raise InvalidArgument(
                 f"instance {found.id} is {found.status}: only a failed or cancelled one can be retried"
             )
