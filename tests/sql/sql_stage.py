@@ -63,7 +63,7 @@ class Stage:
         cursor = await (on or self.main).execute(render(text, self.schema).encode(), values or None, prepare=False)
         if cursor.pgresult is None or cursor.pgresult.status != ExecStatus.TUPLES_OK:
             return []
-        return await cursor.fetchall() if cursor.description else [()] * cursor.rowcount  # SELECT FROM: no columns
+        return await cursor.fetchall()
 
     async def value(self, text: str, *values: Any, on: Connection | None = None) -> Any:
         rows = await self.ask(text, *values, on=on)
