@@ -7,8 +7,8 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 import psycopg
 
@@ -20,21 +20,18 @@ from gen_durable._runtime.flusher import Entry, Flusher
 from gen_durable._runtime.held import Held, LocalQueue
 from gen_durable._runtime.link import Link, LinkDown
 from gen_durable._runtime.maintenance import Pruner, Reaper, Timers
+from gen_durable._runtime.needs import Needs
 from gen_durable._runtime.record import BACK, END, Record
 from gen_durable._runtime.schedules import Schedules
 from gen_durable._runtime.threads import DaemonThreads
-from gen_durable._store.inserting import LaneKey, NewInstance, ensure_lanes
+from gen_durable._store.inserting import LaneKey, ensure_lanes
 from gen_durable._store.operation import Catalog, drive
 from gen_durable.config import LONGEST_POLL, Settings
-from gen_durable.context import ChildResult
-from gen_durable.errors import DatabaseError, DatabaseUnreachable, DuplicateInstance
+from gen_durable.errors import DatabaseError, DuplicateInstance
 from gen_durable.events import DrainEvent, Hooks, emit
 from gen_durable.machine import MachineSpec
-from gen_durable.outcome import Child
 
 __all__ = ["Worker"]
-
-T = TypeVar("T")
 
 log = logging.getLogger("gen_durable")
 
@@ -42,7 +39,6 @@ REAP_SECONDS = 1.0
 BACKLOG = 2000  # outcomes that may wait for their commit before no more is claimed
 FULL_SECONDS = 0.25  # they are told of a queue that this one can't empty at most this often
 TELL_SECONDS = 0.02  # other workers are told of rows that go back at most this often for each queue
-AGAIN_SECONDS = 0.5
 CHECK_SECONDS = 2.0  # that a drain gives the look for rows of an insert whose answer was lost
 LONG_STATEMENT = 60.0  # seconds that the pruner may take for one
 POLL_UNHEARD = 0.5  # where notifications can't be received
@@ -71,7 +67,7 @@ class Worker(Listener):
         self._births = Births(self._held, self._left.set)
         self._told: dict[str, float] = {}
         self._untold: set[str] = set()  # queues with rows that went back while another notification was just out
-        self._queue_of_lane: dict[int, str] = {}  # of the rows that move to another queue
+        self._needs = Needs(client)
         self._crash: BaseException | None = None
         self._learning: set[asyncio.Future[None]] = set()
         self._machines = {(spec.name, spec.version): spec for spec in settings.machines}
@@ -112,7 +108,7 @@ class Worker(Listener):
         await self._service_link.fetch(self._sql["pruning/ensure"].bind())  # the terminal rows need partitions
         self._control = Control(settings, self._url, self._sql, self._hooks, self)
         self.id = await self._control.start()
-        self._executor = Executor(settings, self._hooks, self, self.id, self._client, self._threads)
+        self._executor = Executor(settings, self._hooks, self, self._needs, self.id, self._client, self._threads)
         self._flusher = Flusher(
             commits, self._sql, self.id, self, self._hooks, lambda held: self._executor.keep(held.spec)
         )
@@ -376,12 +372,6 @@ class Worker(Listener):
         """An outcome for the next commit."""
         self._flusher.add(held, record)
 
-    async def lane_of(self, spec: MachineSpec, queue: str) -> int:
-        """The lane of a machine in a queue."""
-        lane: int = await self._patiently(lambda: self._client._lane(spec, queue))
-        self._queue_of_lane[lane] = queue
-        return lane
-
     def goes_on(self, held: Held) -> None:
         """Run ahead: the commit is there, the next step may run."""
         if held.gone:  # cancelled, after the commit and before its answer
@@ -416,7 +406,7 @@ class Worker(Listener):
             if record.delay:
                 self._timers.expect(record.delay)
             else:
-                self._claimer.announce(self._queue_of_lane[record.lane] if record.lane else held.queue.name)
+                self._claimer.announce(self._needs.queue_of_lane[record.lane] if record.lane else held.queue.name)
 
     def refused(self, held: Held, error: DuplicateInstance) -> None:
         """A child's key is taken: the step gets that as its error."""
@@ -429,31 +419,6 @@ class Worker(Listener):
         for lane in lanes:
             if lane in self._claimer.specs:
                 self._claimer.announce(self._claimer.specs[lane][1].name)
-
-    async def children_of(self, held: Held) -> list[ChildResult]:
-        """The children that a row has waited for; those that are left are cancelled first, where it said so."""
-        assert held.waits is not None
-        spawn = held.waits.spawn
-        assert spawn is not None
-        if held.waits.rest:
-            await self._patiently(lambda: self._client._cancel_children(held.id, spawn))
-        return await self._patiently(lambda: self._client._children(held.id, spawn))
-
-    async def prepare(self, children: tuple[Child, ...]) -> list[NewInstance]:
-        """The rows of children to be, checked."""
-        return await self._patiently(lambda: self._client._prepare(children))
-
-    @staticmethod
-    async def _patiently(ask: Callable[[], Awaitable[T]]) -> T:
-        """What a step's outcome needs of the database; its trouble is not the fault of the step, which waits."""
-        while True:
-            try:
-                return await ask()
-            except DatabaseUnreachable:
-                await asyncio.sleep(AGAIN_SECONDS)
-            except psycopg.OperationalError as error:  # a lock that is not to be had, a server that is full
-                log.warning("%s; trying again", str(error).strip())
-                await asyncio.sleep(AGAIN_SECONDS)
 
     def cancelled(self, instance_id: int, rev: int) -> None:
         """Somebody has cancelled an instance that this worker holds: its run is of no more use.
@@ -478,7 +443,7 @@ class Worker(Listener):
         for held, record in batch:
             if record.op != BACK or record.delay:
                 continue
-            name = self._queue_of_lane[record.lane] if record.lane else held.queue.name
+            name = self._needs.queue_of_lane[record.lane] if record.lane else held.queue.name
             if self.takes(name):
                 continue
             if now - self._told.get(name, 0.0) > TELL_SECONDS:
