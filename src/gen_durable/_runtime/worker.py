@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 import time
@@ -15,6 +14,7 @@ import psycopg
 from gen_durable._runtime.births import Birth, Births
 from gen_durable._runtime.claimer import Claimer
 from gen_durable._runtime.control import Control, Listener
+from gen_durable._runtime.drain import Drain
 from gen_durable._runtime.executor import Executor
 from gen_durable._runtime.flusher import Entry, Flusher
 from gen_durable._runtime.held import Held, LocalQueue
@@ -39,7 +39,6 @@ REAP_SECONDS = 1.0
 BACKLOG = 2000  # outcomes that may wait for their commit before no more is claimed
 FULL_SECONDS = 0.25  # they are told of a queue that this one can't empty at most this often
 TELL_SECONDS = 0.02  # other workers are told of rows that go back at most this often for each queue
-CHECK_SECONDS = 2.0  # that a drain gives the look for rows of an insert whose answer was lost
 LONG_STATEMENT = 60.0  # seconds that the pruner may take for one
 POLL_UNHEARD = 0.5  # where notifications can't be received
 
@@ -242,66 +241,21 @@ class Worker(Listener):
         log.info("worker %d drains: %d steps are running", self.id, running)
         if self._hooks.drain:
             emit(self._hooks.drain, DrainEvent(running=running))
-        self._executor.draining = self._claimer.closing = True
-        self._claimer.stop()
-        hurry = asyncio.create_task(self._hurry.wait())
-        try:
-            while not (claims.done() or hurry.done()) and time.monotonic() < until:
-                await asyncio.wait([claims, hurry], timeout=0.2, return_when="FIRST_COMPLETED")
-                if self._links[0].connection is None:  # the database is away, so no claim is under way
-                    claims.cancel()
-            await asyncio.wait([claims], timeout=2.0)  # one that is under way: its rows go back too
-            if claims.done():
-                await self._drain_held(until, hurry)
-        finally:
-            hurry.cancel()
-        if self._held or self._births.under_way:
-            await self._cut_short()
-
-    async def _drain_held(self, until: float, hurry: asyncio.Task[Any]) -> None:
-        births = self._births
-        while (self._held or births.under_way or births.unsure) and not hurry.done():
-            self._left.clear()
-            if births.unsure and not births.under_way:
-                births.unsure = False
-                await self._bounded(self._check(), min(until, time.monotonic() + CHECK_SECONDS))
-            for queue in self.queues.values():
-                if queue.buffer:
-                    await self._bounded(self._claimer.give_back(queue), until)
-            remaining = until - time.monotonic()
-            if not (self._held or births.under_way or births.unsure) or remaining <= 0:
-                return
-            left = asyncio.create_task(self._left.wait())
-            await asyncio.wait([left, hurry], timeout=remaining, return_when="FIRST_COMPLETED")
-            left.cancel()
-
-    async def _check(self) -> None:
-        while True:
-            try:
-                return await self._claimer.check()
-            except LinkDown:
-                continue
-
-    async def _cut_short(self) -> None:
-        """The time is up: cancel what runs, commit what came of it, hand the rest back as it was claimed."""
-        for queue in self.queues.values():
-            queue.cancel()
-        for queue in self.queues.values():
-            await queue.wait_cancelled(1.0)
-        limit = time.monotonic() + self._settings.statement_timeout
-        await self._bounded(self._flusher.wait_idle(), limit)
-        await self._bounded(self._births.wait_over(), limit)
-        self._births.over = True
-        rest = [(held.id, held.rev) for held in self._held.values()]
-        if rest:
-            log.warning("worker %d hands %d unfinished steps back", self.id, len(rest))
-            await self._bounded(self._claimer.release(rest), limit)
-
-    @staticmethod
-    async def _bounded(work: Any, until: float) -> None:
-        with contextlib.suppress(TimeoutError, LinkDown):
-            async with asyncio.timeout(max(until - time.monotonic(), 0.1)):
-                await work
+        self._executor.draining = True
+        drain = Drain(
+            worker=self.id,
+            queues=self.queues.values(),
+            held=self._held,
+            births=self._births,
+            claimer=self._claimer,
+            link=self._links[0],
+            flusher=self._flusher,
+            left=self._left,
+            hurry=self._hurry,
+            until=until,
+            statement_timeout=self._settings.statement_timeout,
+        )
+        await drain.run(claims)
 
     # What the control thread reports --------------------------------------------------------------
 
