@@ -61,7 +61,7 @@ async def test_who_need_not_be_told(worker: Worker) -> None:
     mine, later, end = moved(1), moved(2), moved(3)
     mine[1].lane, later[1].delay, end[1].op = None, 5.0, END
     assert worker.wake_list([mine, later, end]) == []
-    assert worker._untold == set()
+    assert worker._telling._untold == set()
 
 
 async def test_a_lane_is_asked_for_until_the_database_is_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from gen_durable._runtime.maintenance import Pruner, Reaper, Timers
 from gen_durable._runtime.needs import Needs
 from gen_durable._runtime.record import BACK, END, Record
 from gen_durable._runtime.schedules import Schedules
+from gen_durable._runtime.telling import Telling
 from gen_durable._runtime.threads import DaemonThreads
 from gen_durable._store.inserting import LaneKey, ensure_lanes
 from gen_durable._store.operation import Catalog, drive
@@ -37,8 +38,6 @@ log = logging.getLogger("gen_durable")
 
 REAP_SECONDS = 1.0
 BACKLOG = 2000  # outcomes that may wait for their commit before no more is claimed
-FULL_SECONDS = 0.25  # they are told of a queue that this one can't empty at most this often
-TELL_SECONDS = 0.02  # other workers are told of rows that go back at most this often for each queue
 LONG_STATEMENT = 60.0  # seconds that the pruner may take for one
 POLL_UNHEARD = 0.5  # where notifications can't be received
 
@@ -64,8 +63,7 @@ class Worker(Listener):
         self._left = asyncio.Event()
         self._held: dict[int, Held] = {}
         self._births = Births(self._held, self._left.set)
-        self._told: dict[str, float] = {}
-        self._untold: set[str] = set()  # queues with rows that went back while another notification was just out
+        self._telling = Telling(client._bell, self.takes)
         self._needs = Needs(client)
         self._crash: BaseException | None = None
         self._learning: set[asyncio.Future[None]] = set()
@@ -143,7 +141,7 @@ class Worker(Listener):
         self._pruner = Pruner(self._link("pruner", LONG_STATEMENT), self._sql)
         for queue in self.queues.values():
             queue.on_room = self._claimer.wake
-            queue.on_full = self._full
+            queue.on_full = self._telling.full
             queue.on_crash = self._crashed
         await self._learn_lanes()
         log.info("worker %d runs %s", self.id, ", ".join(f"{q} ({n})" for q, n in settings.queues.items()))
@@ -355,12 +353,11 @@ class Worker(Listener):
                     self._timers.wake()
                 held.spawning = None
         else:
-            while self._untold:
-                self._client._bell.later(self._untold.pop())
+            self._telling.gone_back()
             if record.delay:
                 self._timers.expect(record.delay)
             else:
-                self._claimer.announce(self._needs.queue_of_lane[record.lane] if record.lane else held.queue.name)
+                self._claimer.announce(self._queue_of(held, record))
 
     def refused(self, held: Held, error: DuplicateInstance) -> None:
         """A child's key is taken: the step gets that as its error."""
@@ -392,20 +389,11 @@ class Worker(Listener):
 
     def wake_list(self, batch: list[Entry]) -> list[str]:
         """The queues whose other workers should hear that rows went back: those that this one has no room for."""
-        now = time.monotonic()
-        names = []
-        for held, record in batch:
-            if record.op != BACK or record.delay:
-                continue
-            name = self._needs.queue_of_lane[record.lane] if record.lane else held.queue.name
-            if self.takes(name):
-                continue
-            if now - self._told.get(name, 0.0) > TELL_SECONDS:
-                self._told[name] = now
-                names.append(name)
-            elif name not in names:
-                self._untold.add(name)
-        return names
+        back = (self._queue_of(*entry) for entry in batch if entry[1].op == BACK and not entry[1].delay)
+        return self._telling.wake_list(back)
+
+    def _queue_of(self, held: Held, record: Record) -> str:
+        return self._needs.queue_of_lane[record.lane] if record.lane else held.queue.name
 
     # What the client of the same process reports --------------------------------------------------
 
@@ -419,13 +407,6 @@ class Worker(Listener):
     def expect(self, counts: Mapping[int, int]) -> Birth | None:
         """Keeps places for rows that are about to be inserted, so many of each lane; None: they are to be claimed."""
         return self._births.expect(counts)
-
-    def _full(self, queue: LocalQueue) -> None:
-        """A claim came back full and nothing more fits: there may be more, for others to take."""
-        now = time.monotonic()
-        if queue.load >= queue.concurrency and now - self._told.get(queue.name, 0.0) > FULL_SECONDS:
-            self._told[queue.name] = now
-            self._client._bell.later(queue.name)
 
     def inserted(self, queues: set[str], soonest: float | None) -> None:
         """The client of this process has inserted rows."""
