@@ -219,7 +219,7 @@ class Await:
     The woken step finds the signals of these names in ``ctx.awaited``, all others in ``ctx.inbox`` too, and
     ``ctx.timed_out``. An ``Await`` takes nothing out of the inbox: a step that has not got enough returns it again, and
     sleeps until a signal comes that no step was handed yet. ``Next``, ``Sleep`` and ``Spawn`` take out what the step
-    was handed in ``ctx.awaited``.
+    was handed in ``ctx.awaited``; what earlier steps were handed, and left, is new again for the next ``Await``.
 
     Args:
         names: a name, or several.

@@ -150,7 +150,7 @@ class Chaos:
             try:
                 with psycopg.connect(self.url, autocommit=True) as connection:
                     cursor = connection.execute(query.replace("{schema}", self.schema).encode(), parameters)
-                    return cursor.fetchall() if cursor.description else []
+                    return [] if cursor.description is None else cursor.fetchall()
             except psycopg.OperationalError:
                 if time.monotonic() > deadline:
                     raise

@@ -25,7 +25,7 @@ class Stepper:
     async def query(self, text: str, *parameters: Any) -> list[Row]:
         text = text.replace("{schema}", self.schema)
         cursor = await self.connection.execute(text.encode(), parameters, prepare=False)
-        return await cursor.fetchall() if cursor.description else []
+        return [] if cursor.description is None else await cursor.fetchall()
 
     async def register(self, worker: int, *, lock: bool = False) -> None:
         rows = await self.ask(

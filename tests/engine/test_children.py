@@ -254,27 +254,41 @@ async def test_retry_of_a_failed_one(build: Build) -> None:
             await engine.retry(handle.id)
 
 
-async def test_a_late_word_of_a_cancel_does_not_stop_the_retry(build: Build, sql: Sql) -> None:
-    """Section 12, R4: the notification of a cancel belongs to the claim that was cancelled, not to a later one."""
-    started, go = asyncio.Event(), asyncio.Event()
+@pytest.mark.parametrize("word", ["notification", "answer"])
+async def test_a_late_word_of_a_cancel_does_not_stop_the_retry(
+    build: Build, sql: Sql, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    """Section 12, R4: the word of a cancel belongs to the claim that was cancelled, not to a later one."""
+    started, stopped, go = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     class Busy(Machine):
         @step
         async def start(self, ctx: Context) -> Done:
             started.set()
-            await go.wait()
+            try:
+                await go.wait()
+            except asyncio.CancelledError:
+                stopped.set()
+                raise
             return Done("again")
 
     async with build(Busy) as engine:
         handle = await engine.insert(Busy())
         await asyncio.wait_for(started.wait(), 10)
         ((worker, rev),) = await sql("SELECT worker, rev FROM {s}.instances")
-        assert await engine.cancel(handle.id)
+        answers: list[Any] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(engine, "_settle_cancel", answers.append)
+            assert await engine.cancel(handle.id)
+        await asyncio.wait_for(stopped.wait(), 10)  # by the notification
         started.clear()
         await engine.retry(handle.id)
         await asyncio.wait_for(started.wait(), 10)
         assert engine._worker is not None
-        engine._worker.notified(f"c:{worker}:{handle.id}:{rev}")  # it was long on its way
+        if word == "notification":
+            engine._worker.notified(f"c:{worker}:{handle.id}:{rev}")  # it was long on its way
+        else:
+            engine._settle_cancel(*answers)
         go.set()
         assert await handle.result(timeout=10) == "again"
         assert [t.outcome for t in await engine.history(handle.id)] == ["cancelled", "done"]

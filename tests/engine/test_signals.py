@@ -129,6 +129,41 @@ async def test_progress_consumes_exactly_what_was_handed(build: Build) -> None:
         assert await direct.result(timeout=10) == [[1], [99]]
 
 
+@pytest.mark.parametrize("via", ["await", "next", "sleep"])
+async def test_what_was_handed_and_left_is_new_again_after_progress(build: Build, via: str) -> None:
+    """R12, R13: an earlier await's signal wakes no further await, until a step goes on and leaves it."""
+
+    class Turns(Machine):
+        @step
+        async def start(self, ctx: Context) -> Await:
+            return Await("a", then=self.second)
+
+        @step
+        async def second(self, ctx: Context) -> Await:
+            return Await("b", then=self.third)
+
+        @step
+        async def third(self, ctx: Context) -> Await | Next | Sleep:
+            if via == "await":
+                return self.again(ctx)
+            return Next(self.again) if via == "next" else Sleep(0.01, then=self.again)
+
+        @step
+        def again(self, ctx: Context) -> Await:
+            return Await(["a", "b"], then=self.last, timeout=0.1 if via == "await" else 60)
+
+        @step
+        async def last(self, ctx: Context) -> Done:
+            return Done([ctx.timed_out, [s.name for s in ctx.awaited], [s.name for s in ctx.inbox]])
+
+    async with build(Turns) as engine:
+        handle = await engine.insert(Turns())
+        await handle.signal("a")
+        await handle.signal("b")
+        left = ["a", "b"] if via == "await" else ["a"]
+        assert await handle.result(timeout=10) == [via == "await", left, left]
+
+
 async def test_retry_and_a_failed_run_remove_nothing(build: Build) -> None:
     """R13, R2: the same signals are handed again."""
 

@@ -11,7 +11,7 @@ from engine_support import Build, Sql, ended, eventually
 
 from gen_durable import Await, Context, Done, Handle, Machine, Next, Spawn, Stop, child, job, step
 from gen_durable._runtime.flusher import Flusher
-from gen_durable._runtime.worker import Worker
+from gen_durable._runtime.needs import Needs
 
 
 @job
@@ -114,7 +114,7 @@ async def test_a_statement_of_the_engines_own_that_fails_is_not_the_steps_error(
     build: Build, sql: Sql, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """R3: a join that can't cancel the rest now, because somebody has a child's row locked for long, does it later."""
-    ask = Worker.children_of
+    ask = Needs.children_of
     locked = asyncio.Event()
 
     class First(Machine):
@@ -130,13 +130,13 @@ async def test_a_statement_of_the_engines_own_that_fails_is_not_the_steps_error(
     async with await psycopg.AsyncConnection.connect(database_url) as gate:
         lock = (await sql("SELECT 'SELECT FROM {s}.instances WHERE status = 1 FOR UPDATE'"))[0][0]
 
-        async def when_locked(self: Worker, held: Any) -> Any:
+        async def when_locked(self: Needs, held: Any) -> Any:
             if not locked.is_set():
                 await gate.execute(lock)
                 locked.set()
             return await ask(self, held)
 
-        monkeypatch.setattr(Worker, "children_of", when_locked)
+        monkeypatch.setattr(Needs, "children_of", when_locked)
         async with build(First, unlucky) as engine:
             handle = await engine.insert(First())
             await locked.wait()
@@ -144,37 +144,6 @@ async def test_a_statement_of_the_engines_own_that_fails_is_not_the_steps_error(
             await eventually(lambda: sql(f"SELECT pg_cancel_backend(pid) {stuck}"))
             await gate.rollback()
             assert await handle.result(timeout=10) == ["done", "cancelled"]
-
-
-async def test_a_signal_that_an_earlier_step_left_is_there_for_a_later_await(build: Build) -> None:
-    """R12: a step was handed it, awaited something else, and nobody consumed it: it wakes whoever awaits it next."""
-
-    class Detour(Machine):
-        @step
-        async def start(self, ctx: Context) -> Await:
-            return Await("a", then=self.first)
-
-        @step
-        async def first(self, ctx: Context) -> Await:
-            return Await("b", then=self.second)
-
-        @step
-        async def second(self, ctx: Context) -> Next:
-            return Next(self.third)
-
-        @step
-        async def third(self, ctx: Context) -> Await:
-            return Await(["a", "b"], then=self.last, timeout=5)
-
-        @step
-        async def last(self, ctx: Context) -> Done:
-            return Done([ctx.timed_out, [signal.payload for signal in ctx.awaited], len(ctx.inbox)])
-
-    async with build(Detour) as engine:
-        handle = await engine.insert(Detour())
-        await engine.signal(handle.id, "a", 1)
-        await engine.signal(handle.id, "b", 2)
-        assert await handle.result(timeout=10) == [False, [1], 1]
 
 
 async def test_a_signal_by_key_reaches_the_instance_that_the_key_stands_for(build: Build) -> None:

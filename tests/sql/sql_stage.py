@@ -63,7 +63,7 @@ class Stage:
         cursor = await (on or self.main).execute(render(text, self.schema).encode(), values or None, prepare=False)
         if cursor.pgresult is None or cursor.pgresult.status != ExecStatus.TUPLES_OK:
             return []
-        return await cursor.fetchall() if cursor.description else [()] * cursor.rowcount  # SELECT FROM: no columns
+        return await cursor.fetchall()
 
     async def value(self, text: str, *values: Any, on: Connection | None = None) -> Any:
         rows = await self.ask(text, *values, on=on)
@@ -101,6 +101,13 @@ class Stage:
             {"lane": lane, "pool": pool, "room": room, "solo": pools.count(pool) == 1} for lane, pool, room in wants
         ]
         return await self.run("claiming/claim", on=on, worker=worker, wants=encode(listed))
+
+    async def held(self, worker: int = 7, **row: Any) -> tuple[int, int, int]:
+        """A claimed row: its id, its rev, its lane."""
+        lane = await self.lane()
+        await self.insert({"lane": lane} | row)
+        ((id_, rev, *_),) = await self.claim((lane, 0, 1), worker=worker)
+        return id_, rev, lane
 
     async def commit(
         self,

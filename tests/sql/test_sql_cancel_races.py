@@ -18,13 +18,6 @@ DONE, FAILED, CANCELLED = 6, 7, 8
 LIVE_AND_DONE = 1 << DONE
 
 
-async def held(stage: Stage, **row: Any) -> tuple[int, int]:
-    lane = await stage.lane()
-    await stage.insert({"lane": lane} | row)
-    ((id_, rev, *_),) = await stage.claim((lane, 0, 1))
-    return id_, rev
-
-
 async def cascade(stage: Stage, id_: int, on: Connection) -> Cancelled:
     async with on.transaction():
         operation = cancel_all(stage.sql, [id_], b'{"type": "Cancelled"}', keep=True, cascade=True)
@@ -45,7 +38,7 @@ async def status(stage: Stage, id_: int) -> int | None:
 @pytest.mark.parametrize("first", ["cancel", "commit"])
 async def test_a_cancel_and_an_outcome_at_once(stage: Stage, ear: Connection, op: int, first: str) -> None:
     """R3, R4: a cancel that is first refuses the outcome; one that is later ends what the outcome left."""
-    id_, rev = await held(stage)
+    id_, rev, _ = await stage.held()
     one, two = await stage.connect(), await stage.connect()
     if first == "cancel":
         async with one.transaction():
@@ -81,12 +74,12 @@ async def test_a_cancel_and_a_claim_at_once(stage: Stage) -> None:
             stage.run("steering/cancel", on=two, ids=encode([id_]), reason=encode({}), keep=True)
         )
         await stage.until_waiting(task, two)
-    assert (id_, 7, "m", lane) in await task
+    assert (id_, 7, "m", lane, 1) in await task
 
 
 async def test_two_cancels_at_once(stage: Stage) -> None:
     """R3: one ends it, the other finds it ended."""
-    id_, _ = await held(stage)
+    id_, _, _ = await stage.held()
     one, two = await stage.connect(), await stage.connect()
     async with one.transaction():
         await stage.cancel(id_, on=one)

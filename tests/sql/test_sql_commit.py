@@ -12,17 +12,9 @@ from sql_stage import Connection, Stage, encode, outcome
 DAY = 86400.0
 
 
-async def claimed(stage: Stage, worker: int = 7, **row: Any) -> tuple[int, int, int]:
-    """A claimed row: its id, its rev, its lane."""
-    lane = await stage.lane()
-    await stage.insert({"lane": lane, "state": {"n": 1}} | row)
-    ((id_, rev, *_),) = await stage.claim((lane, 0, 1), worker=worker)
-    return id_, rev, lane
-
-
 async def test_a_row_that_goes_on_stays_claimed_with_its_new_step_and_state(stage: Stage) -> None:
     """R1: the new step and state are in the row, under a new token, with a clean slate of attempts."""
-    id_, rev, _ = await claimed(stage)
+    id_, rev, _ = await stage.held()
     await stage.ask("UPDATE {schema}.instances SET attempt = 3, crashes = 2, error = '[]' WHERE id = %s", id_)
     assert await stage.commit(outcome(id_, rev, 0, state={"n": 2}, tried=3)) == [id_]
     assert await stage.row(id_, "status, worker, rev, attempt, crashes, step, state, error") == (
@@ -84,7 +76,7 @@ def encode_pg(value: dict[str, str]) -> bytes:
 
 async def test_a_row_that_ends_moves_to_the_finished_ones_in_the_same_transaction(stage: Stage) -> None:
     """R3: its end, its result and its history come together, and it is nowhere twice."""
-    id_, rev, lane = await claimed(stage, key="k", priority=4)
+    id_, rev, lane = await stage.held(key="k", priority=4)
     ended = outcome(id_, rev, 2, state={"n": 9}, result=[1, 2], tried=2, keep=DAY)
     assert await stage.commit(ended) == [id_]
     assert await stage.row(id_) is None
@@ -105,7 +97,7 @@ async def test_a_terminal_row_goes_where_its_retention_is_served(
     stage: Stage, keep: float | None, bucketed: bool
 ) -> None:
     """A day to a month: dropped with its day's partition; the rest is swept, or stays for ever."""
-    id_, rev, _ = await claimed(stage)
+    id_, rev, _ = await stage.held()
     await stage.run("pruning/ensure")
     await stage.commit(outcome(id_, rev, 2, keep=keep))
     ((kept, bucket, expires, finished),) = await stage.ask(
@@ -129,7 +121,7 @@ async def test_a_terminal_row_goes_where_its_retention_is_served(
 
 async def test_every_fence_holds(stage: Stage) -> None:
     """R4: another worker, an older token (its own too), a later one, no claim at all: nothing changes."""
-    id_, old, lane = await claimed(stage)
+    id_, old, lane = await stage.held()
     assert await stage.release((id_, old)) == 1
     assert await stage.commit(outcome(id_, old, 2)) == [], "no claim"
     ((_, rev, *_),) = await stage.claim((lane, 0, 1), worker=7)
@@ -156,7 +148,7 @@ async def test_a_stale_outcome_does_not_keep_the_others_of_its_batch(stage: Stag
 @pytest.mark.parametrize(("level", "noted"), [(0, []), (1, [None]), (2, [b'{"n": 5}'])])
 async def test_history_is_as_detailed_as_asked(stage: Stage, level: int, noted: list[Any]) -> None:
     for kind in (0, 1, 2):
-        id_, rev, _ = await claimed(stage)
+        id_, rev, _ = await stage.held()
         await stage.commit(outcome(id_, rev, kind, history=level, state={"n": 5}))
         assert [row[-1] for row in await stage.history(id_)] == noted
         await stage.ask("DELETE FROM {schema}.instances")
@@ -183,7 +175,7 @@ async def test_every_end_is_in_the_history_once(
     stage: Stage, kind: int, status: int, level: int, error: dict[str, str] | None
 ) -> None:
     """The terminal row speaks for it where it can, else a row of the history does."""
-    id_, rev, _ = await claimed(stage)
+    id_, rev, _ = await stage.held(state={"n": 1})
     await stage.commit(outcome(id_, rev, 2, kind=kind, error=error, history=level, tried=4))
     kept = None if error is None else b'{"type": "E"}'
     state = b'{"n": 1}' if level == 2 else None
@@ -194,7 +186,7 @@ async def test_every_end_is_in_the_history_once(
 
 async def test_what_an_outcome_leaves_out_has_a_sane_meaning(stage: Stage) -> None:
     """The shortest record ends a job."""
-    id_, rev, _ = await claimed(stage, step="run")
+    id_, rev, _ = await stage.held(step="run", state={"n": 1})
     rows = await stage.run(
         "committing/commit", worker=7, outcomes=encode([{"id": id_, "rev": rev}]), first="[]", wake=[]
     )
@@ -206,14 +198,14 @@ async def test_what_an_outcome_leaves_out_has_a_sane_meaning(stage: Stage) -> No
 
 
 async def test_a_commit_wakes_the_queues_that_it_is_told_to(stage: Stage, ear: Connection) -> None:
-    id_, rev, _ = await claimed(stage)
+    id_, rev, _ = await stage.held()
     await stage.commit(outcome(id_, rev, 1), wake=["q", "with:colon"])
     assert sorted(await stage.heard(ear)) == ["q:q", "q:with:colon"]
 
 
 async def test_going_on_changes_no_index(stage: Stage) -> None:
     """The update of a run-ahead commit is a heap-only one."""
-    id_, rev, _ = await claimed(stage)
+    id_, rev, _ = await stage.held()
     await stage.ask("SELECT pg_stat_force_next_flush()")
     before = await stage.value(HOT)
     for n in range(20):

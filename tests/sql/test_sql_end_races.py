@@ -15,15 +15,6 @@ from gen_durable._store.operation import drive
 from gen_durable._store.signalling import Delivery, NewSignal, deliver_or_insert
 from gen_durable.errors import DuplicateInstance
 
-
-async def held(stage: Stage, **row: Any) -> tuple[int, int, int]:
-    """A claimed row: its id, its rev, its lane."""
-    lane = await stage.lane()
-    await stage.insert({"lane": lane} | row)
-    ((id_, rev, *_),) = await stage.claim((lane, 0, 1))
-    return id_, rev, lane
-
-
 # A signal and the end -----------------------------------------------------------------------------
 
 
@@ -36,7 +27,7 @@ async def finish(stage: Stage, id_: int, rev: int, how: str, on: Connection | No
 @pytest.mark.parametrize("scope", [None, 1 << 6 | 1 << 8])
 async def test_a_signal_that_waits_for_the_end_finds_nobody(stage: Stage, how: str, by: str, scope: int | None) -> None:
     """R12: it stores nothing, and answers with nothing; a reserved key is nobody too."""
-    id_, rev, _ = await held(stage, key="k", scope=scope)
+    id_, rev, _ = await stage.held(key="k", scope=scope)
     worker, client = await stage.connect(), await stage.connect()
     async with worker.transaction():
         assert await finish(stage, id_, rev, how, on=worker) == [id_]
@@ -51,7 +42,7 @@ async def test_a_signal_that_waits_for_the_end_finds_nobody(stage: Stage, how: s
 @pytest.mark.parametrize("earlier", [0, 1])
 async def test_an_end_that_waits_for_a_signal_leaves_no_orphan(stage: Stage, how: str, earlier: int) -> None:
     """R12, R13: the inbox goes with its instance, also what came while the end waited."""
-    id_, rev, _ = await held(stage)
+    id_, rev, _ = await stage.held()
     for _ in range(earlier):
         await stage.send(id_, dedup="early")
     worker, client = await stage.connect(), await stage.connect()
@@ -143,7 +134,7 @@ async def test_a_delivery_whose_holder_ends_meanwhile_starts_another(stage: Stag
 
 async def test_a_delivery_to_a_reserved_key_is_refused_also_when_the_terminal_row_is_gone(stage: Stage) -> None:
     """R16: rather than asked again and again until the reservation goes."""
-    id_, rev, lane = await held(stage, key="k", scope=1 << 6)
+    id_, rev, lane = await stage.held(key="k", scope=1 << 6)
     await stage.commit(outcome(id_, rev, 2))
     await stage.ask("DELETE FROM {schema}.finished")
     with pytest.raises(DuplicateInstance):
@@ -156,7 +147,7 @@ async def test_a_delivery_to_a_reserved_key_is_refused_also_when_the_terminal_ro
 @pytest.mark.parametrize("how", ["commit", "cancel"])
 async def test_a_watch_and_an_end_in_both_orders(stage: Stage, ear: Connection, how: str) -> None:
     """R19, section 12: it is either told, or sees that it came too late."""
-    id_, rev, lane = await held(stage)
+    id_, rev, lane = await stage.held()
     worker, client = await stage.connect(), await stage.connect()
     async with client.transaction():
         assert await stage.run("reading/watch", on=client, id=id_) == [(id_,)]

@@ -13,30 +13,23 @@ from test_sql_join_races import ends_of, family, join
 
 from gen_durable._store.connection import fetch
 from gen_durable._store.inserting import NewInstance, Placed, replace_or_insert
-from gen_durable._store.operation import drive
+from gen_durable._store.operation import Request, Row, drive
 from gen_durable._store.steering import bring_back
 
 DONE, FAILED, CANCELLED = 6, 7, 8
 LIVE_AND_DONE = 1 << DONE
 
 
-async def held(stage: Stage, **row: Any) -> tuple[int, int]:
-    lane = await stage.lane()
-    await stage.insert({"lane": lane} | row)
-    ((id_, rev, *_),) = await stage.claim((lane, 0, 1))
-    return id_, rev
-
-
 async def ended(stage: Stage, kind: int = 4, **row: Any) -> int:
     """An instance that has failed."""
-    id_, rev = await held(stage, **row)
+    id_, rev, _ = await stage.held(**row)
     await stage.commit(outcome(id_, rev, 2, kind=kind))
     return id_
 
 
 async def retry(stage: Stage, id_: int, on: Connection | None = None) -> bool:
     connection = on or stage.main
-    return await drive(bring_back(stage.sql, id_), lambda request: fetch(connection, request)) is not None
+    return await drive(bring_back(stage.sql, id_), lambda request: fetch(connection, request))
 
 
 async def status(stage: Stage, id_: int) -> int | None:
@@ -206,7 +199,7 @@ async def test_an_insert_that_waits_for_the_end_of_its_keys_holder(
     stage: Stage, scope: int | None, how: Any, reserved: bool
 ) -> None:
     """R16: it finds the reservation that the end leaves in the same transaction, or has the key."""
-    id_, rev = await held(stage, key="k", scope=scope)
+    id_, rev, _ = await stage.held(key="k", scope=scope)
     lane = await stage.lane()
     worker, client = await stage.connect(), await stage.connect()
     async with worker.transaction():
@@ -248,7 +241,7 @@ async def test_a_reservation_is_nothing_but_its_key(stage: Stage) -> None:
 
 async def test_a_reservation_goes_with_its_terminal_row(stage: Stage) -> None:
     """R16, section 11: in the same pass; an insert that comes meanwhile waits for it, and has the key."""
-    id_, rev = await held(stage, key="k", scope=LIVE_AND_DONE)
+    id_, rev, _ = await stage.held(key="k", scope=LIVE_AND_DONE)
     await stage.commit(outcome(id_, rev, 2, keep=0.0))
     lane = await stage.lane()
     pruner, client = await stage.connect(), await stage.connect()
@@ -318,7 +311,7 @@ async def test_a_claim_passes_by_what_is_being_replaced_and_runs_the_new(stage: 
 @pytest.mark.parametrize("scope", [None, LIVE_AND_DONE])
 async def test_a_replacement_waits_for_the_end_of_the_keys_holder(stage: Stage, scope: int | None) -> None:
     """R16: then it is inserted, or the key is reserved."""
-    id_, rev = await held(stage, key="k", scope=scope)
+    id_, rev, _ = await stage.held(key="k", scope=scope)
     lane = await stage.lane()
     worker, client = await stage.connect(), await stage.connect()
     async with worker.transaction():
@@ -328,3 +321,23 @@ async def test_a_replacement_waits_for_the_end_of_the_keys_holder(stage: Stage, 
     place = await task
     assert place.duplicate is (scope is not None)
     assert (place.id == id_) is (scope is not None)
+
+
+@pytest.mark.parametrize("rivals", [["waits"], ["claimed"], ["claimed", "waits"], ["claimed", "claimed"]])
+async def test_who_comes_between_the_look_and_the_insert_is_looked_at_too(stage: Stage, rivals: list[str]) -> None:
+    """R16: whoever has the key in the end is replaced if it waits, and named if it has started."""
+    lane = await stage.lane()
+    came: list[int] = []
+
+    async def tampered(request: Request) -> list[Row]:
+        if request.statement.name == "inserting/insert" and len(came) < len(rivals):
+            if came:
+                await stage.cancel(came[-1])
+            came.extend(id_ for id_ in await stage.insert({"lane": lane, "key": "k"}) if id_ is not None)
+            if rivals[len(came) - 1] == "claimed":
+                assert len(await stage.claim((lane, 0, 1))) == 1
+        return await fetch(stage.main, request)
+
+    place = await drive(replace_or_insert(stage.sql, new(lane)), tampered)
+    assert place == Placed(came[-1], duplicate=rivals[-1] == "claimed")
+    assert len(came) == len(rivals)

@@ -434,12 +434,12 @@ class Waiting(RuleBasedStateMachine):
 
     def bring_back(self, one: Instance) -> None:
         try:
-            lane = self.wire.run(bring_back(self.wire.sql, one.id))
+            back = self.wire.run(bring_back(self.wire.sql, one.id))
         except psycopg.errors.UniqueViolation:
             assert not self.model.can_retry(one)
             return
-        assert (lane is None) == (one.status == Status.DONE)
-        if lane is not None:
+        assert back == (one.status != Status.DONE)
+        if back:
             assert self.model.can_retry(one)
             self.model.retried(one)
 

@@ -23,12 +23,6 @@ from gen_durable._store.operation import drive
 QUICK = 0.003  # a lease so short that the server counts as long started
 
 
-async def held(stage: Stage, worker: int = 7, count: int = 1) -> list[tuple[int, int]]:
-    lane = await stage.lane()
-    await stage.insert(*[{"lane": lane}] * count)
-    return [(row[0], row[1]) for row in await stage.claim((lane, 0, count), worker=worker)]
-
-
 async def test_two_claims_of_the_same_rows_share_them(stage: Stage) -> None:
     """R4: neither waits, none gets what the other has; what is rolled back is there again."""
     lane = await stage.lane()
@@ -65,7 +59,7 @@ async def test_a_claim_that_commits_while_another_looks_is_seen(stage: Stage) ->
 @pytest.mark.parametrize("lost", [True, False])
 async def test_a_commit_waits_for_the_reaper_and_then_is_refused(stage: Stage, kind: int, lost: bool) -> None:
     """R4: also when the reaper's transaction is rolled back, the commit goes on as if nothing had been."""
-    ((id_, rev),) = await held(stage)
+    id_, rev, _ = await stage.held()
     await stage.register(7, seen=60)
     reaper, worker = await stage.connect(), await stage.connect()
     async with reaper.transaction(force_rollback=not lost):
@@ -82,7 +76,7 @@ async def test_a_commit_waits_for_the_reaper_and_then_is_refused(stage: Stage, k
 @pytest.mark.parametrize("kind", [0, 1, 2])
 async def test_the_reaper_passes_by_what_is_being_committed(stage: Stage, kind: int) -> None:
     """R3: it does not wait, and finds what is left of the claim at its next pass."""
-    ((id_, rev),) = await held(stage)
+    id_, rev, _ = await stage.held()
     await stage.register(7, seen=60)
     worker = await stage.connect()
     async with worker.transaction():
@@ -95,7 +89,7 @@ async def test_the_reaper_passes_by_what_is_being_committed(stage: Stage, kind: 
 
 async def test_a_heartbeat_that_commits_first_saves_the_worker(stage: Stage) -> None:
     """R25"""
-    ((id_, _),) = await held(stage)
+    id_, _, _ = await stage.held()
     await stage.register(7, seen=60)
     worker, reaper = await stage.connect(), await stage.connect()
     async with worker.transaction():
@@ -108,7 +102,7 @@ async def test_a_heartbeat_that_commits_first_saves_the_worker(stage: Stage) -> 
 
 async def test_a_reaper_that_commits_first_tells_the_worker(stage: Stage) -> None:
     """R25"""
-    await held(stage)
+    await stage.held()
     await stage.register(7, seen=60)
     worker, reaper = await stage.connect(), await stage.connect()
     async with reaper.transaction():
@@ -210,7 +204,7 @@ async def test_within_one_statement_the_keys_are_taken_in_order(stage: Stage) ->
 
 async def test_release_and_commit_of_the_same_claim_exclude_each_other(stage: Stage) -> None:
     """R3: whichever is first is the end of the claim."""
-    (one, two) = await held(stage, count=2)
+    one, two = [(await stage.held())[:2] for _ in range(2)]
     first, second = await stage.connect(), await stage.connect()
     async with first.transaction():
         assert await stage.release(one, on=first) == 1
@@ -227,7 +221,7 @@ async def test_release_and_commit_of_the_same_claim_exclude_each_other(stage: St
 
 async def test_the_same_commit_sent_twice_counts_once(stage: Stage) -> None:
     """R27: a commit whose answer was lost may still be under way when it is sent again."""
-    ((id_, rev),) = await held(stage)
+    id_, rev, _ = await stage.held()
     lost, again = await stage.connect(), await stage.connect()
     async with lost.transaction():
         await stage.commit(outcome(id_, rev, 0), on=lost)
@@ -297,7 +291,7 @@ async def test_two_migrations_at_once(schema: str, connect: Callable[[], Awaitab
 
 async def test_two_processes_make_partitions_while_a_commit_is_open(stage: Stage) -> None:
     """Neither the commit nor the partitions wait for each other; each partition is made once."""
-    ((id_, rev),) = await held(stage)
+    id_, rev, _ = await stage.held()
     await drop_partitions(stage)
     committer, one, two = await stage.connect(), await stage.connect(), await stage.connect()
     async with committer.transaction():
@@ -321,7 +315,7 @@ async def test_partitions_that_can_not_be_attached_now_come_later(stage: Stage) 
         await stage.ask("SELECT count(*) FROM {schema}.transitions_default", on=reader)
         await stage.ask("SELECT count(*) FROM {schema}.finished_default", on=reader)
         assert await stage.run("pruning/ensure") == [(0,)]
-        ((id_, rev),) = await held(stage)
+        id_, rev, _ = await stage.held()
         assert await stage.commit(outcome(id_, rev, 2)) == [id_], "the default partitions take it meanwhile"
     ((made,),) = await stage.run("pruning/ensure")
     assert made > 0
@@ -329,7 +323,7 @@ async def test_partitions_that_can_not_be_attached_now_come_later(stage: Stage) 
 
 async def test_dropping_does_not_wait_long_for_an_open_commit(stage: Stage) -> None:
     """It gives up within a fraction of a second, changes nothing, and does it at the next pass."""
-    ((id_, rev),) = await held(stage)
+    id_, rev, _ = await stage.held()
     await old_partition(stage, "transitions", 3)
     await old_partition(stage, "finished", 3)
     await stage.ask("UPDATE {schema}.instances SET inserted_at = {clock}")
@@ -345,7 +339,7 @@ async def test_dropping_does_not_wait_long_for_an_open_commit(stage: Stage) -> N
 
 
 async def test_a_commit_waits_for_a_drop_and_goes_on(stage: Stage) -> None:
-    ((id_, rev),) = await held(stage)
+    id_, rev, _ = await stage.held()
     await old_partition(stage, "transitions", 3)
     dropper, committer = await stage.connect(), await stage.connect()
     async with dropper.transaction():

@@ -12,17 +12,9 @@ from sql_stage import Connection, Stage, encode, outcome
 from gen_durable._runtime.held import InboxRow, Waits
 
 
-async def held(stage: Stage, **row: Any) -> tuple[int, int, int]:
-    """A claimed row: its id, its rev, its lane."""
-    lane = await stage.lane()
-    await stage.insert({"lane": lane} | row)
-    ((id_, rev, *_),) = await stage.claim((lane, 0, 1))
-    return id_, rev, lane
-
-
 async def parked(stage: Stage, *names: str, delay: float | None = None, **row: Any) -> tuple[int, int, int]:
     """A row that waits for signals: its id, its rev, its lane."""
-    id_, rev, lane = await held(stage, **row)
+    id_, rev, lane = await stage.held(**row)
     await stage.commit(outcome(id_, rev, 3, awaits=list(names or ("go",)), delay=delay))
     assert await stage.row(id_, "status") == (3,)
     return id_, rev + 1, lane
@@ -50,7 +42,7 @@ async def inbox(stage: Stage, id_: int) -> list[tuple[str, int]]:
 @pytest.mark.parametrize("name", ["go", "other"])
 async def test_a_park_and_a_signal_in_every_order(stage: Stage, moment: str, name: str) -> None:
     """R10, R12: a row is awake whenever a matching signal has come, and only then."""
-    id_, rev, lane = await held(stage)
+    id_, rev, lane = await stage.held()
     worker, client = await stage.connect(), await stage.connect()
     park = outcome(id_, rev, 3)
     if moment == "before":
@@ -116,7 +108,7 @@ async def test_a_pack_sleeps_until_a_signal_that_it_was_not_handed(stage: Stage,
 
 async def test_a_signal_that_is_rolled_back_wakes_nobody(stage: Stage) -> None:
     """R10: its park waits for it, and then sleeps."""
-    id_, rev, _ = await held(stage)
+    id_, rev, _ = await stage.held()
     worker, client = await stage.connect(), await stage.connect()
     async with client.transaction(force_rollback=True):
         await stage.send(id_, on=client)
@@ -128,7 +120,7 @@ async def test_a_signal_that_is_rolled_back_wakes_nobody(stage: Stage) -> None:
 
 async def test_a_signal_finds_a_park_that_is_rolled_back_as_it_was(stage: Stage) -> None:
     """R10: the row is executing still; its next park sees the signal."""
-    id_, rev, _ = await held(stage)
+    id_, rev, _ = await stage.held()
     worker, client = await stage.connect(), await stage.connect()
     async with worker.transaction(force_rollback=True):
         await stage.commit(outcome(id_, rev, 3), on=worker)
@@ -142,7 +134,7 @@ async def test_a_signal_finds_a_park_that_is_rolled_back_as_it_was(stage: Stage)
 
 async def test_a_park_that_is_refused_changes_nothing_of_the_inbox(stage: Stage) -> None:
     """R3, R13: the outcome of a claim that was lost neither marks nor consumes."""
-    id_, rev, _ = await held(stage)
+    id_, rev, _ = await stage.held()
     await stage.send(id_)
     await stage.release((id_, rev))
     ((signal,),) = await stage.ask("SELECT id FROM {schema}.signals")
@@ -329,7 +321,7 @@ async def test_the_wake_up_of_a_signal_rides_on_its_commit(stage: Stage, ear: Co
 
 async def test_a_park_that_finds_its_signal_there_tells_its_queue(stage: Stage, ear: Connection) -> None:
     """R19: the row is awake at once, and its queue's idle workers hear of it."""
-    id_, rev, lane = await held(stage)
+    id_, rev, lane = await stage.held()
     await stage.send(id_)
     rows = await stage.run(
         "committing/commit",
@@ -374,7 +366,7 @@ async def test_an_inbox_too_large_for_one_value_stops_no_claim_and_no_end(stage:
 @pytest.mark.parametrize("moment", ["before", "signal first", "park first", "after"])
 async def test_a_signal_that_claims_and_a_park_in_every_order(stage: Stage, moment: str) -> None:
     """R10, R12: it claims what it wakes, and nothing else; the inbox comes with it."""
-    id_, rev, lane = await held(stage)
+    id_, rev, lane = await stage.held()
     worker, client = await stage.connect(), await stage.connect()
     park = outcome(id_, rev, 3)
     await stage.send(id_, "other", 0)

@@ -16,6 +16,6 @@ async def sql(durable_database: str, durable_schema: str) -> AsyncIterator[Calla
 
         async def run(text: str, *values: Any) -> list[tuple[Any, ...]]:
             cursor = await connection.execute(text.replace("{s}", durable_schema).encode(), values or None)
-            return await cursor.fetchall() if cursor.description else []
+            return [] if cursor.description is None else await cursor.fetchall()
 
         yield run

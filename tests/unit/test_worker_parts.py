@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gen_durable import Engine
-from gen_durable._runtime import worker as module
+from gen_durable._runtime import needs as module
 from gen_durable._runtime.record import BACK, END, Record
 from gen_durable._runtime.worker import Worker
 from gen_durable.errors import DatabaseUnreachable
@@ -31,7 +31,7 @@ def worker() -> Worker:
     made = Worker(engine.settings, "", engine._sql, Hooks(), client)
     claimer: Any = SimpleNamespace(held_up=False, failing=False, forget=lambda held: None, announce=lambda queue: None)
     made._claimer = claimer
-    made._queue_of_lane[2] = "other"
+    made._needs.queue_of_lane[2] = "other"
     return made
 
 
@@ -61,10 +61,10 @@ async def test_who_need_not_be_told(worker: Worker) -> None:
     mine, later, end = moved(1), moved(2), moved(3)
     mine[1].lane, later[1].delay, end[1].op = None, 5.0, END
     assert worker.wake_list([mine, later, end]) == []
-    assert worker._untold == set()
+    assert worker._telling._untold == set()
 
 
-async def test_a_lane_is_asked_for_until_the_database_is_there(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_lane_is_asked_for_until_the_database_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """R27: that the database is away while a step moves on to another queue is not the step's fault."""
     asked: list[str] = []
 
@@ -75,7 +75,7 @@ async def test_a_lane_is_asked_for_until_the_database_is_there(worker: Worker, m
         return 5
 
     monkeypatch.setattr(module, "AGAIN_SECONDS", 0.0)
-    worker._client._lane = lane
-    assert await worker.lane_of(SimpleNamespace(), "elsewhere") == 5  # type: ignore[arg-type]  # handed on only
+    needs = module.Needs(SimpleNamespace(_lane=lane))
+    assert await needs.lane_of(SimpleNamespace(), "elsewhere") == 5  # type: ignore[arg-type]  # handed on only
     assert asked == ["elsewhere"] * 3
-    assert worker._queue_of_lane[5] == "elsewhere"
+    assert needs.queue_of_lane[5] == "elsewhere"

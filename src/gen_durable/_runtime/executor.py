@@ -17,15 +17,15 @@ import msgspec
 
 from gen_durable._runtime.held import Held, InboxRow
 from gen_durable._runtime.isolate import isolated
+from gen_durable._runtime.needs import Needs
 from gen_durable._runtime.record import BACK, END, JOIN, ON, WAIT, Record, error_json, reason_json
-from gen_durable._store.inserting import NewInstance
 from gen_durable.codec import encode_value
 from gen_durable.config import Settings
 from gen_durable.context import ChildResult, Context, Signal
 from gen_durable.errors import InvalidOutcome, InvalidState, StateDecodeError
 from gen_durable.events import Hooks, StepEvent, emit
 from gen_durable.machine import MachineSpec, StepSpec
-from gen_durable.outcome import KEEP, Await, Cancel, Child, Done, Next, Outcome, Retry, RetryAfter, Sleep, Spawn, Stop
+from gen_durable.outcome import KEEP, Await, Cancel, Done, Next, Outcome, Retry, RetryAfter, Sleep, Spawn, Stop
 from gen_durable.status import TransitionKind
 
 __all__ = ["Executor", "Outbox"]
@@ -45,32 +45,24 @@ class Outbox(Protocol):
     def add(self, held: Held, record: Record) -> None:
         """Takes a record; the commit follows."""
 
-    async def lane_of(self, spec: MachineSpec, queue: str) -> int:
-        """The lane of a machine in another queue."""
-        ...
-
-    async def children_of(self, held: Held) -> list[ChildResult]:
-        """The children that a row has waited for; those that are left are cancelled first, where it said so."""
-        ...
-
-    async def prepare(self, children: tuple[Child, ...]) -> list[NewInstance]:
-        """The rows of children to be, checked.
-
-        Raises:
-            InvalidArgument: one of them can't be inserted.
-        """
-        ...
-
 
 class Executor:
     """Runs steps for one worker."""
 
     def __init__(
-        self, settings: Settings, hooks: Hooks, outbox: Outbox, worker: int, client: Any, threads: Threads
+        self,
+        settings: Settings,
+        hooks: Hooks,
+        outbox: Outbox,
+        needs: Needs,
+        worker: int,
+        client: Any,
+        threads: Threads,
     ) -> None:
         self._settings = settings
         self._hooks = hooks
         self._outbox = outbox
+        self._needs = needs
         self._worker = worker
         self._client = client
         self._threads = threads
@@ -131,7 +123,7 @@ class Executor:
         subject: Any = None
         children: list[ChildResult] = []
         if held.waits is not None and held.waits.left is not None:
-            children = await self._outbox.children_of(held)
+            children = await self._needs.children_of(held)
         if step.is_function:
             if step.ctx_param is not None:
                 values[step.ctx_param] = self._context(held, children)
@@ -245,7 +237,7 @@ class Executor:
         record = _progress(held, self._back(held, TransitionKind.NEXT, outcome.step, outcome.delay or 0.0, 0, state))
         record.priority = urgency
         if moved:
-            record.lane = await self._outbox.lane_of(held.spec, queue)
+            record.lane = await self._needs.lane_of(held.spec, queue)
         return record
 
     def _await_signal(self, held: Held, outcome: Await, state: msgspec.Raw | None) -> Record:
@@ -258,7 +250,7 @@ class Executor:
 
     async def _spawn(self, held: Held, outcome: Spawn, state: msgspec.Raw | None) -> Record:
         self._check_step(held, outcome.then)
-        rows = await self._outbox.prepare(outcome.children)
+        rows = await self._needs.prepare(outcome.children)
         number = ((held.waits and held.waits.spawn) or 0) + 1
         for row in rows:
             row.parent_id, row.parent_spawn = held.id, number

@@ -3,47 +3,41 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 import psycopg
 
 from gen_durable._runtime.births import Birth, Births
 from gen_durable._runtime.claimer import Claimer
 from gen_durable._runtime.control import Control, Listener
+from gen_durable._runtime.drain import Drain
 from gen_durable._runtime.executor import Executor
 from gen_durable._runtime.flusher import Entry, Flusher
 from gen_durable._runtime.held import Held, LocalQueue
 from gen_durable._runtime.link import Link, LinkDown
 from gen_durable._runtime.maintenance import Pruner, Reaper, Timers
+from gen_durable._runtime.needs import Needs
 from gen_durable._runtime.record import BACK, END, Record
 from gen_durable._runtime.schedules import Schedules
+from gen_durable._runtime.telling import Telling
 from gen_durable._runtime.threads import DaemonThreads
-from gen_durable._store.inserting import LaneKey, NewInstance, ensure_lanes
+from gen_durable._store.inserting import LaneKey, ensure_lanes
 from gen_durable._store.operation import Catalog, drive
 from gen_durable.config import LONGEST_POLL, Settings
-from gen_durable.context import ChildResult
-from gen_durable.errors import DatabaseError, DatabaseUnreachable, DuplicateInstance
+from gen_durable.errors import DatabaseError, DuplicateInstance
 from gen_durable.events import DrainEvent, Hooks, emit
 from gen_durable.machine import MachineSpec
-from gen_durable.outcome import Child
 
 __all__ = ["Worker"]
-
-T = TypeVar("T")
 
 log = logging.getLogger("gen_durable")
 
 REAP_SECONDS = 1.0
 BACKLOG = 2000  # outcomes that may wait for their commit before no more is claimed
-FULL_SECONDS = 0.25  # they are told of a queue that this one can't empty at most this often
-TELL_SECONDS = 0.02  # other workers are told of rows that go back at most this often for each queue
-AGAIN_SECONDS = 0.5
-CHECK_SECONDS = 2.0  # that a drain gives the look for rows of an insert whose answer was lost
 LONG_STATEMENT = 60.0  # seconds that the pruner may take for one
 POLL_UNHEARD = 0.5  # where notifications can't be received
 
@@ -70,9 +64,8 @@ class Worker(Listener):
         self._held: dict[int, Held] = {}
         self.queues = {name: LocalQueue(name, size, self._run) for name, size in settings.queues.items()}
         self._births = Births(self._held, self.queues.values(), self._left.set)
-        self._told: dict[str, float] = {}
-        self._untold: set[str] = set()  # queues with rows that went back while another notification was just out
-        self._queue_of_lane: dict[int, str] = {}  # of the rows that move to another queue
+        self._telling = Telling(client._bell, self.takes)
+        self._needs = Needs(client)
         self._crash: BaseException | None = None
         self._learning: set[asyncio.Future[None]] = set()
         self._machines = {(spec.name, spec.version): spec for spec in settings.machines}
@@ -112,7 +105,7 @@ class Worker(Listener):
         await self._service_link.fetch(self._sql["pruning/ensure"].bind())  # the terminal rows need partitions
         self._control = Control(settings, self._url, self._sql, self._hooks, self)
         self.id = await self._control.start()
-        self._executor = Executor(settings, self._hooks, self, self.id, self._client, self._threads)
+        self._executor = Executor(settings, self._hooks, self, self._needs, self.id, self._client, self._threads)
         self._flusher = Flusher(
             commits, self._sql, self.id, self, self._hooks, lambda held: self._executor.keep(held.spec)
         )
@@ -148,7 +141,7 @@ class Worker(Listener):
         self._pruner = Pruner(self._link("pruner", LONG_STATEMENT), self._sql)
         for queue in self.queues.values():
             queue.on_room = self._claimer.wake
-            queue.on_full = self._full
+            queue.on_full = self._telling.full
             queue.on_crash = self._crashed
         await self._learn_lanes()
         log.info("worker %d runs %s", self.id, ", ".join(f"{q} ({n})" for q, n in settings.queues.items()))
@@ -246,66 +239,21 @@ class Worker(Listener):
         log.info("worker %d drains: %d steps are running", self.id, running)
         if self._hooks.drain:
             emit(self._hooks.drain, DrainEvent(running=running))
-        self._executor.draining = self._claimer.closing = True
-        self._claimer.stop()
-        hurry = asyncio.create_task(self._hurry.wait())
-        try:
-            while not (claims.done() or hurry.done()) and time.monotonic() < until:
-                await asyncio.wait([claims, hurry], timeout=0.2, return_when="FIRST_COMPLETED")
-                if self._links[0].connection is None:  # the database is away, so no claim is under way
-                    claims.cancel()
-            await asyncio.wait([claims], timeout=2.0)  # one that is under way: its rows go back too
-            if claims.done():
-                await self._drain_held(until, hurry)
-        finally:
-            hurry.cancel()
-        if self._held or self._births.under_way:
-            await self._cut_short()
-
-    async def _drain_held(self, until: float, hurry: asyncio.Task[Any]) -> None:
-        births = self._births
-        while (self._held or births.under_way or births.unsure) and not hurry.done():
-            self._left.clear()
-            if births.unsure and not births.under_way:
-                births.unsure = False
-                await self._bounded(self._check(), min(until, time.monotonic() + CHECK_SECONDS))
-            for queue in self.queues.values():
-                if queue.buffer:
-                    await self._bounded(self._claimer.give_back(queue), until)
-            remaining = until - time.monotonic()
-            if not (self._held or births.under_way or births.unsure) or remaining <= 0:
-                return
-            left = asyncio.create_task(self._left.wait())
-            await asyncio.wait([left, hurry], timeout=remaining, return_when="FIRST_COMPLETED")
-            left.cancel()
-
-    async def _check(self) -> None:
-        while True:
-            try:
-                return await self._claimer.check()
-            except LinkDown:
-                continue
-
-    async def _cut_short(self) -> None:
-        """The time is up: cancel what runs, commit what came of it, hand the rest back as it was claimed."""
-        for queue in self.queues.values():
-            queue.cancel()
-        for queue in self.queues.values():
-            await queue.wait_cancelled(1.0)
-        limit = time.monotonic() + self._settings.statement_timeout
-        await self._bounded(self._flusher.wait_idle(), limit)
-        await self._bounded(self._births.wait_over(), limit)
-        self._births.over = True
-        rest = [(held.id, held.rev) for held in self._held.values()]
-        if rest:
-            log.warning("worker %d hands %d unfinished steps back", self.id, len(rest))
-            await self._bounded(self._claimer.release(rest), limit)
-
-    @staticmethod
-    async def _bounded(work: Any, until: float) -> None:
-        with contextlib.suppress(TimeoutError, LinkDown):
-            async with asyncio.timeout(max(until - time.monotonic(), 0.1)):
-                await work
+        self._executor.draining = True
+        drain = Drain(
+            worker=self.id,
+            queues=self.queues.values(),
+            held=self._held,
+            births=self._births,
+            claimer=self._claimer,
+            link=self._links[0],
+            flusher=self._flusher,
+            left=self._left,
+            hurry=self._hurry,
+            until=until,
+            statement_timeout=self._settings.statement_timeout,
+        )
+        await drain.run(claims)
 
     # What the control thread reports --------------------------------------------------------------
 
@@ -376,12 +324,6 @@ class Worker(Listener):
         """An outcome for the next commit."""
         self._flusher.add(held, record)
 
-    async def lane_of(self, spec: MachineSpec, queue: str) -> int:
-        """The lane of a machine in a queue."""
-        lane: int = await self._patiently(lambda: self._client._lane(spec, queue))
-        self._queue_of_lane[lane] = queue
-        return lane
-
     def goes_on(self, held: Held) -> None:
         """Run ahead: the commit is there, the next step may run."""
         if held.gone:  # cancelled, after the commit and before its answer
@@ -411,12 +353,11 @@ class Worker(Listener):
                     self._timers.wake()
                 held.spawning = None
         else:
-            while self._untold:
-                self._client._bell.later(self._untold.pop())
+            self._telling.gone_back()
             if record.delay:
                 self._timers.expect(record.delay)
             else:
-                self._claimer.announce(self._queue_of_lane[record.lane] if record.lane else held.queue.name)
+                self._claimer.announce(self._queue_of(held, record))
 
     def refused(self, held: Held, error: DuplicateInstance) -> None:
         """A child's key is taken: the step gets that as its error."""
@@ -430,38 +371,13 @@ class Worker(Listener):
             if lane in self._claimer.specs:
                 self._claimer.announce(self._claimer.specs[lane][1].name)
 
-    async def children_of(self, held: Held) -> list[ChildResult]:
-        """The children that a row has waited for; those that are left are cancelled first, where it said so."""
-        assert held.waits is not None
-        spawn = held.waits.spawn
-        assert spawn is not None
-        if held.waits.rest:
-            await self._patiently(lambda: self._client._cancel_children(held.id, spawn))
-        return await self._patiently(lambda: self._client._children(held.id, spawn))
-
-    async def prepare(self, children: tuple[Child, ...]) -> list[NewInstance]:
-        """The rows of children to be, checked."""
-        return await self._patiently(lambda: self._client._prepare(children))
-
-    @staticmethod
-    async def _patiently(ask: Callable[[], Awaitable[T]]) -> T:
-        """What a step's outcome needs of the database; its trouble is not the fault of the step, which waits."""
-        while True:
-            try:
-                return await ask()
-            except DatabaseUnreachable:
-                await asyncio.sleep(AGAIN_SECONDS)
-            except psycopg.OperationalError as error:  # a lock that is not to be had, a server that is full
-                log.warning("%s; trying again", str(error).strip())
-                await asyncio.sleep(AGAIN_SECONDS)
-
-    def cancelled(self, instance_id: int, rev: int | None = None) -> None:
+    def cancelled(self, instance_id: int, rev: int) -> None:
         """Somebody has cancelled an instance that this worker holds: its run is of no more use.
 
-        ``rev`` is the claim's that was cancelled: a notification may come when a retry has been claimed meanwhile.
+        ``rev`` is the claim's that was cancelled: the word of it may come when a retry has been claimed meanwhile.
         """
         held = self._held.get(instance_id)
-        if held is None or (rev is not None and held.rev > rev):
+        if held is None or held.rev > rev:
             return
         held.gone = True
         self._claimer.forget(held)
@@ -473,20 +389,11 @@ class Worker(Listener):
 
     def wake_list(self, batch: list[Entry]) -> list[str]:
         """The queues whose other workers should hear that rows went back: those that this one has no room for."""
-        now = time.monotonic()
-        names = []
-        for held, record in batch:
-            if record.op != BACK or record.delay:
-                continue
-            name = self._queue_of_lane[record.lane] if record.lane else held.queue.name
-            if self.takes(name):
-                continue
-            if now - self._told.get(name, 0.0) > TELL_SECONDS:
-                self._told[name] = now
-                names.append(name)
-            elif name not in names:
-                self._untold.add(name)
-        return names
+        back = (self._queue_of(*entry) for entry in batch if entry[1].op == BACK and not entry[1].delay)
+        return self._telling.wake_list(back)
+
+    def _queue_of(self, held: Held, record: Record) -> str:
+        return self._needs.queue_of_lane[record.lane] if record.lane else held.queue.name
 
     # What the client of the same process reports --------------------------------------------------
 
@@ -504,13 +411,6 @@ class Worker(Listener):
     def expect_one(self) -> Birth | None:
         """Keeps a place for a row that a signal may wake, of whichever lane; None: it is to be claimed."""
         return self._births.expect_one()
-
-    def _full(self, queue: LocalQueue) -> None:
-        """A claim came back full and nothing more fits: there may be more, for others to take."""
-        now = time.monotonic()
-        if queue.load >= queue.concurrency and now - self._told.get(queue.name, 0.0) > FULL_SECONDS:
-            self._told[queue.name] = now
-            self._client._bell.later(queue.name)
 
     def inserted(self, queues: set[str], soonest: float | None) -> None:
         """The client of this process has inserted rows."""

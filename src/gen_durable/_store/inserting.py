@@ -183,17 +183,13 @@ def insert_all(
 
 def replace_or_insert(sql: Catalog, row: NewInstance, *, notify: bool = True, soon: float = 60.0) -> Operation[Placed]:
     """Inserts a row, or puts it in the place of one that waits under its key and was never claimed."""
+    holder: int | None = None
     while True:
         answer = yield sql["inserting/replace"].bind(key=row.key, row=_encode([row]).decode(), notify=notify, soon=soon)
         if answer:
             return Placed(answer[0][0], duplicate=False)
-        inserted = yield from insert_all(sql, [row], notify=notify, soon=soon)
-        if not inserted.placed[0].duplicate:
-            return inserted.placed[0]
-        # It was claimed, or came in between: replace it if that was it.
-        answer = yield sql["inserting/replace"].bind(key=row.key, row=_encode([row]).decode(), notify=notify, soon=soon)
-        if answer:
-            return Placed(answer[0][0], duplicate=False)
-        held = yield sql["inserting/holders"].bind(keys=_encode([row.key]).decode())
-        if held:
-            return Placed(held[0][1], duplicate=True)
+        (place,) = (yield from insert_all(sql, [row], notify=notify, soon=soon)).placed
+        # One that came only after the look for what can be replaced is looked at too.
+        if not place.duplicate or place.id == holder:
+            return place
+        holder = place.id

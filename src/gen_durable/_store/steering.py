@@ -10,15 +10,22 @@ from gen_durable._store.operation import Catalog, Operation
 from gen_durable.context import ChildResult
 from gen_durable.status import Status
 
-__all__ = ["Cancelled", "bring_back", "cancel_all", "cancel_children", "children"]
+__all__ = ["Cancelled", "Claim", "bring_back", "cancel_all", "cancel_children", "children"]
 
 BATCH = 1000
 
 
-class Cancelled(NamedTuple):
-    """What a cancel did: the instances that ended, each with the worker that ran it, and the lanes of woken parents."""
+class Claim(NamedTuple):
+    """A worker's hold on an instance: good until the instance has another rev."""
 
-    ids: dict[int, int | None]
+    worker: int
+    rev: int
+
+
+class Cancelled(NamedTuple):
+    """What a cancel did: the instances that ended, each with its claim if it ran, and the lanes of woken parents."""
+
+    ids: dict[int, Claim | None]
     lanes: set[int]
 
 
@@ -39,8 +46,11 @@ def cancel_all(
         for start in range(0, len(found), BATCH):
             part = msgspec.json.encode(found[start : start + BATCH]).decode()
             rows = yield sql["steering/cancel"].bind(ids=part, reason=reason.decode(), keep=keep)
-            done.ids.update({row[0]: row[1] for row in rows if row[2] is not None})
-            done.lanes.update(row[3] for row in rows if row[2] is None and row[3] is not None)
+            for id_, worker, machine, lane, rev in rows:
+                if machine is not None:
+                    done.ids[id_] = None if worker is None else Claim(worker, rev)
+                elif lane is not None:
+                    done.lanes.add(lane)
         found = (yield from _descend(sql, found, None)) if cascade else []
     return done
 
@@ -81,7 +91,6 @@ def children(sql: Catalog, parent: int, spawn: int) -> Operation[list[ChildResul
     ]
 
 
-def bring_back(sql: Catalog, instance_id: int) -> Operation[int | None]:
-    """Makes a failed or cancelled instance runnable again; answers with its lane, or None when it is neither."""
-    rows = yield sql["steering/retry"].bind(id=instance_id)
-    return rows[0][1] if rows else None
+def bring_back(sql: Catalog, instance_id: int) -> Operation[bool]:
+    """Makes a failed or cancelled instance runnable again; answers whether it was one."""
+    return bool((yield sql["steering/retry"].bind(id=instance_id)))

@@ -56,8 +56,8 @@ class _LocalWorker:
         """There are other schedules."""
         raise NotImplementedError
 
-    def cancelled(self, instance_id: int) -> None:
-        """An instance that it holds was cancelled."""
+    def cancelled(self, instance_id: int, rev: int) -> None:
+        """An instance that it holds was cancelled, under this rev."""
         raise NotImplementedError
 
     @property

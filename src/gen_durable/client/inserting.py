@@ -112,9 +112,7 @@ class InsertingCalls(WaitingCalls):
         checked = [self._check(item if isinstance(item, BulkItem) else BulkItem(item)) for item in items]
         if not checked:
             return []
-        lanes = await self._lanes_for({lane: spec for spec, lane, _ in checked})
-        for _, lane, row in checked:
-            row.lane = lanes[lane]
+        await self._place(checked)
         queues = {lane.queue for _, lane, row in checked if not row.delay}  # "at" may have passed
         later = any(row.delay or row.at is not None for _, _, row in checked)
         rows = [row for _, _, row in checked]
@@ -153,7 +151,7 @@ class InsertingCalls(WaitingCalls):
         spec, lane, row = self._check(item)
         if row.key is None or row.scope == 0:
             raise InvalidArgument('on_conflict="replace" needs a key with a scope: what would it replace?')
-        row.lane = (await self._lanes_for({lane: spec}))[lane]
+        row.lane = await self._lane(spec, lane.queue)
         place = await self._session.call(replace_or_insert(self._sql, row, soon=LONGEST_POLL))
         if self._local is not None:
             self._local.inserted({lane.queue}, row.delay or (None if row.at is None else 0.0))
@@ -167,10 +165,13 @@ class InsertingCalls(WaitingCalls):
             checked.append(self._check(item))
             if number % AT_A_TIME == 0:
                 await asyncio.sleep(0)  # others get their turn
+        await self._place(checked)
+        return [row for _, _, row in checked]
+
+    async def _place(self, checked: Sequence[tuple[MachineSpec, LaneKey, NewInstance]]) -> None:
         lanes = await self._lanes_for({lane: spec for spec, lane, _ in checked})
         for _, lane, row in checked:
             row.lane = lanes[lane]
-        return [row for _, _, row in checked]
 
     def _check(self, item: BulkItem) -> tuple[MachineSpec, LaneKey, NewInstance]:
         try:

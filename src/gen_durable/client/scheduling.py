@@ -57,7 +57,7 @@ class SchedulingCalls(InsertingCalls):
 
     async def _declare(self, given: Schedule) -> None:
         spec, lane, row = self._check(BulkItem(given.instance, queue=given.queue, priority=given.priority))
-        row.lane = (await self._lanes_for({lane: spec}))[lane]
+        row.lane = await self._lane(spec, lane.queue)
         if given.time_field is not None:
             _check_time_field(given.name, spec, bytes(row.state), given.time_field)
         times = given.times()

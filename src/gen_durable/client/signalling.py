@@ -89,7 +89,7 @@ class SignallingCalls(InsertingCalls):
         delivery = await self._deliver(key, new)
         if delivery is None:
             told = not self._wakes_here and self._bell.rides_along([_SIGNALS])
-            row.lane = (await self._lanes_for({lane: spec}))[lane]
+            row.lane = await self._lane(spec, lane.queue)
             delivery = await self._session.together(
                 deliver_or_insert(self._sql, row, new, notify=told, soon=LONGEST_POLL)
             )

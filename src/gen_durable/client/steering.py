@@ -67,13 +67,13 @@ class SteeringCalls(SignallingCalls):
         """
         found = await self.get(check_target(target))
         try:
-            lane: int | None = await self._session.call(steering.bring_back(self._sql, found.id))
+            back: bool = await self._session.call(steering.bring_back(self._sql, found.id))
         except psycopg.errors.UniqueViolation:
             held = await self._session.fetch(
                 self._sql["inserting/holders"].bind(keys=msgspec.json.encode([found.key]).decode())
             )
             raise DuplicateInstance(found.key or "", held[0][1] if held else found.id) from None
-        if lane is None:
+        if not back:
             raise InvalidArgument(
                 f"instance {found.id} is {found.status}: only a failed or cancelled one can be retried"
             )
@@ -117,10 +117,10 @@ class SteeringCalls(SignallingCalls):
 
     def _settle_cancel(self, done: steering.Cancelled) -> None:
         """The worker of this process hears of it at once, not by notification."""
-        for instance_id, worker in done.ids.items():
+        for instance_id, claim in done.ids.items():
             self._ended(instance_id)
-            if worker is not None and self._local is not None and worker == self._local.id:
-                self._local.cancelled(instance_id)
+            if claim is not None and self._local is not None and claim.worker == self._local.id:
+                self._local.cancelled(instance_id, claim.rev)
         if self._local is not None:
             self._local.awake(done.lanes)
 

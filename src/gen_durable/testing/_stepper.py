@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 
 import psycopg
 
+from gen_durable._runtime.drain import bounded
 from gen_durable._runtime.held import Held, LocalQueue
 from gen_durable._runtime.link import Link, LinkDown
 from gen_durable._runtime.record import Record
@@ -59,9 +60,7 @@ class Stepper(Worker):
         try:
             if rest:
                 with contextlib.suppress(psycopg.Error):  # else the lease gives it back
-                    await self._bounded(
-                        self._claimer.release(rest), time.monotonic() + self._settings.statement_timeout
-                    )
+                    await bounded(self._claimer.release(rest), time.monotonic() + self._settings.statement_timeout)
         finally:
             await self.abandon()
 

@@ -6,8 +6,9 @@
 -- Index: the primary key; see claim.sql for the form of the condition. signals' primary key.
 -- Guard: the rows' locks. A commit that came first has moved the row on or ended it; one that comes later finds no row
 --   under its rev.
--- Answer: (id, worker, machine, lane) of each that was cancelled; (id, null, null, lane) of each parent whose join opened;
---   (how many notifications went out, null, null, null) if any.
+-- Answer: (id, worker, machine, lane, rev) of each that was cancelled, with the rev that it had, so its claim's if it ran;
+--   (id, null, null, lane, null) of each parent whose join opened; (how many notifications went out, null, null, null,
+--   null) if any.
 WITH given AS MATERIALIZED (
     SELECT g::bigint AS id FROM jsonb_array_elements_text(%(ids)s::jsonb) AS g
 ),
@@ -85,8 +86,8 @@ told AS (
         SELECT 'e:' || p.id FROM placed p WHERE p.watched
     ) m
 )
-SELECT p.id, p.worker, p.machine, p.lane FROM placed p
+SELECT p.id, p.worker, p.machine, p.lane, p.rev FROM placed p
 UNION ALL
-SELECT j.id, NULL, NULL, j.lane FROM joined j WHERE j.status = 0
+SELECT j.id, NULL, NULL, j.lane, NULL FROM joined j WHERE j.status = 0
 UNION ALL
-SELECT count(*), NULL, NULL, NULL FROM told HAVING count(*) > 0
+SELECT count(*), NULL, NULL, NULL, NULL FROM told HAVING count(*) > 0
