@@ -6,8 +6,9 @@
 --   leaves, counted in this transaction (rooms.sql).
 -- Locks: the picked rows FOR NO KEY UPDATE SKIP LOCKED, in index order; it never waits for a row.
 -- Answer: the rows; the last column but three is null but for a row with an inbox, an await or a spawn: {awaits, spawn,
---   left, spare, rest, signals}. A signal that woke the row is in it: the inbox is read under the row's lock, by a function that sees
---   what has committed since this statement began. (Since then others may have run the row, parked it and woken it.)
+--   left, spare, rest, signals}. A signal that woke the row is in it: the inbox is read under the row's lock, by a
+--   function that sees what has committed since this statement began. (Since then others may have run the row, parked it
+--   and woken it.)
 -- Index: instances_ready, once per lane; rows that are not due, parked, blocked, executing or terminal are not in it;
 --   workers' primary key; signals' primary key.
 -- Guard: SKIP LOCKED under the status filter: of two workers that race for a row one gets it, the other passes by. The
