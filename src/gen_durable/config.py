@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Literal
 
+from gen_durable._checks import MAX_SECONDS, check_name
 from gen_durable.errors import ConfigurationError
 from gen_durable.machine import MachineSpec, spec_of
-from gen_durable.outcome import MAX_SECONDS, check_name
 from gen_durable.schedule import Schedule
 
 __all__ = ["LONGEST_POLL", "Settings", "database_url_from_environment"]

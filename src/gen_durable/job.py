@@ -11,11 +11,11 @@ from dataclasses import replace
 from types import FunctionType
 from typing import Any, ClassVar, Concatenate, Final, Generic, Literal, ParamSpec, TypeVar, overload
 
+from gen_durable._checks import Seconds
 from gen_durable.context import Context
 from gen_durable.errors import DefinitionError, InvalidState
 from gen_durable.fields import resolve
 from gen_durable.machine import History, Machine, MachineSpec, check_count, spec_of
-from gen_durable.outcome import Seconds
 from gen_durable.retry import Backoff
 from gen_durable.steps import (
     STEP,

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from types import FunctionType
 from typing import Any, ClassVar, Literal, TypeAlias
 
+from gen_durable._checks import Seconds, check_name, check_priority, check_seconds
 from gen_durable.codec import StateCodec
 from gen_durable.context import Context
 from gen_durable.errors import ConfigurationError, DefinitionError
 from gen_durable.fields import Constant, Fields, fields_of
-from gen_durable.outcome import Outcome, Seconds, check_name, check_priority, check_seconds
+from gen_durable.outcome import Outcome
 from gen_durable.retry import Backoff
 from gen_durable.steps import (
     STEP,

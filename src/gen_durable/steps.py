@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from types import FunctionType
 from typing import Any, Final, NoReturn, TypeVar, overload
 
+from gen_durable._checks import Seconds, check_seconds
 from gen_durable.errors import DefinitionError
-from gen_durable.outcome import Seconds, check_seconds
 from gen_durable.retry import Backoff
 
 __all__ = ["StepOptions", "StepSpec", "step"]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import msgspec
 
+from gen_durable._checks import check_name, check_priority, check_seconds
 from gen_durable._store.inserting import LaneKey, NewInstance, insert_all, replace_or_insert
 from gen_durable.client.handle import Handle, Inserted
 from gen_durable.client.waiting import WaitingCalls
@@ -24,7 +25,7 @@ from gen_durable.errors import (
     InvalidState,
 )
 from gen_durable.machine import Machine, MachineSpec, spec_of
-from gen_durable.outcome import Child, check_name, check_priority, check_seconds
+from gen_durable.outcome import Child
 from gen_durable.status import Status
 
 if TYPE_CHECKING:

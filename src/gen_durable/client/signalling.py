@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any
 
+from gen_durable._checks import check_name
 from gen_durable._store.signalling import Delivery, NewSignal, deliver, deliver_or_insert
 from gen_durable.client.base import check_target
 from gen_durable.client.handle import Handle
@@ -13,7 +14,6 @@ from gen_durable.codec import encode_value
 from gen_durable.config import LONGEST_POLL
 from gen_durable.errors import NoSuchInstance
 from gen_durable.machine import Machine
-from gen_durable.outcome import check_name
 
 __all__ = ["SignallingCalls"]
 
