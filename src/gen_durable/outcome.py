@@ -24,6 +24,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from gen_durable._checks import Seconds, check_name, check_priority, check_seconds, shown
 from gen_durable.errors import InvalidArgument
+from gen_durable.limits import LimitKey, check_weight, concurrency_line, rate_line
 
 __all__ = [
     "KEEP",
@@ -58,6 +59,11 @@ class Keep(Enum):
 
 KEEP: Final = Keep.KEEP
 
+KeyOption: TypeAlias = LimitKey | Literal[Keep.KEEP] | None
+"""A key for one instance or step; None is no limit, ``KEEP`` what was declared."""
+WeightOption: TypeAlias = int | Literal[Keep.KEEP] | None
+"""Tokens; None is 1, ``KEEP`` what was declared."""
+
 
 def step_name(step: object, what: str) -> str:
     """The name of the step that ``step`` refers to; whether the machine has it is checked by the engine.
@@ -86,6 +92,9 @@ class Next:
         queue: move the instance to this queue; by default it stays where it is.
         priority: the new priority, -32768 to 32767, lower first; by default it stays as it is.
         delay: seconds or a timedelta from the commit, by the database's clock; None is at once.
+        concurrency_key: for that step, instead of what it declares, or of the instance's own; None is no limit.
+        rate_limit: for that step, instead of what it declares; None is no limit.
+        weight: the tokens that the step takes there, instead of what it declares; None is 1.
 
     Raises:
         InvalidArgument: a value is wrong.
@@ -95,6 +104,9 @@ class Next:
     queue: str | Literal[Keep.KEEP]
     priority: int | Literal[Keep.KEEP]
     delay: float | None
+    concurrency_key: KeyOption
+    rate_limit: KeyOption
+    weight: WeightOption
 
     def __init__(
         self,
@@ -103,16 +115,38 @@ class Next:
         queue: str | Literal[Keep.KEEP] = KEEP,
         priority: int | Literal[Keep.KEEP] = KEEP,
         delay: Seconds | None = None,
+        concurrency_key: KeyOption = KEEP,
+        rate_limit: KeyOption = KEEP,
+        weight: WeightOption = KEEP,
     ) -> None:
+        if concurrency_key is not KEEP and concurrency_key is not None:
+            concurrency_line(concurrency_key, "Next: concurrency_key")
+        if rate_limit is not KEEP and rate_limit is not None:
+            rate_line(rate_limit, "Next: rate_limit")
+        if weight is not KEEP and weight is not None:
+            check_weight(weight, "Next: weight")
         put = object.__setattr__
         put(self, "step", step_name(step, "Next"))
         put(self, "queue", queue if queue is KEEP else check_name(queue, "Next: queue"))
         put(self, "priority", priority if priority is KEEP else check_priority(priority, "Next: priority"))
         put(self, "delay", None if delay is None else check_seconds(delay, "Next: delay"))
+        put(self, "concurrency_key", concurrency_key)
+        put(self, "rate_limit", rate_limit)
+        put(self, "weight", weight)
+
+    @property
+    def limited(self) -> bool:
+        """Whether it says anything of limits."""
+        return self.concurrency_key is not KEEP or self.rate_limit is not KEEP or self.weight is not KEEP
 
     def __repr__(self) -> str:
-        options = {"queue": self.queue, "priority": self.priority, "delay": self.delay}
-        given = [f", {name}={value!r}" for name, value in options.items() if value is not KEEP and value is not None]
+        names = ("queue", "priority", "delay", "concurrency_key", "rate_limit", "weight")
+        options = {name: getattr(self, name) for name in names}
+        given = [
+            f", {name}={value!r}"
+            for name, value in options.items()
+            if value is not KEEP and not (name == "delay" and value is None)
+        ]
         return f"Next({self.step!r}{''.join(given)})"
 
 
@@ -194,6 +228,9 @@ class Child:
     priority: int | None = None
     delay: Seconds | None = None
     at: datetime | None = None
+    concurrency_key: KeyOption = KEEP
+    rate_limit: KeyOption = KEEP
+    weight: WeightOption = KEEP
 
 
 def child(
@@ -204,9 +241,12 @@ def child(
     priority: int | None = None,
     delay: Seconds | None = None,
     at: datetime | None = None,
+    concurrency_key: KeyOption = KEEP,
+    rate_limit: KeyOption = KEEP,
+    weight: WeightOption = KEEP,
 ) -> Child:
     """A child for ``Spawn`` with options of its own; they mean what they mean in ``Engine.insert``."""
-    return Child(instance, key, queue, priority, delay, at)
+    return Child(instance, key, queue, priority, delay, at, concurrency_key, rate_limit, weight)
 
 
 @dataclass(frozen=True, slots=True, init=False)

@@ -76,6 +76,8 @@ class Base:
         self._bell = Bell(self._session, self._sql)
         self._ear = Ear(settings, self._sql, self._ended)
         self._lanes: dict[LaneKey, int] = {}
+        # The burst of each rate limit.
+        self._rates: dict[str, float] = {name: rate.burst for name, rate in settings.rate_limits.items()}
         self._known_queues: set[str] = {*settings.queues, *(spec.queue for spec in settings.machines)}
         self._waiters: dict[int, set[asyncio.Event]] = {}
         self._local: Any = None  # the worker in this process
