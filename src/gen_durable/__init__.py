@@ -7,6 +7,7 @@ from gen_durable.client import BulkItem, Handle, Inserted
 from gen_durable.context import ChildResult, Context, Signal
 from gen_durable.engine import Engine
 from gen_durable.job import Job, job
+from gen_durable.limits import LimitKey, Rate
 from gen_durable.machine import Machine, step
 from gen_durable.outcome import Await, Cancel, Done, Next, Outcome, Retry, RetryAfter, Sleep, Spawn, Stop, child
 from gen_durable.retry import Backoff
@@ -25,12 +26,14 @@ __all__ = [
     "Handle",
     "Inserted",
     "Job",
+    "LimitKey",
     "Machine",
     "Next",
     "Outcome",
     "Page",
     "QueueCount",
     "QueueInfo",
+    "Rate",
     "Retry",
     "RetryAfter",
     "Schedule",

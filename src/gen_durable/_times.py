@@ -11,8 +11,8 @@ from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
 
+from gen_durable._checks import check_name, check_seconds
 from gen_durable.errors import InvalidArgument
-from gen_durable.outcome import check_name, check_seconds
 
 __all__ = ["GRACE", "CatchUp", "Times", "check_catch_up", "due", "times_of"]
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Literal
 
+from gen_durable._checks import MAX_SECONDS, check_name
 from gen_durable.errors import ConfigurationError
+from gen_durable.limits import Rate, check_limit_name, name_of_line, rate_line, unknown_rate
 from gen_durable.machine import MachineSpec, spec_of
-from gen_durable.outcome import MAX_SECONDS, check_name
 from gen_durable.schedule import Schedule
 
-__all__ = ["LONGEST_POLL", "Settings", "database_url_from_environment"]
+__all__ = ["LONGEST_POLL", "Settings", "check_rates", "database_url_from_environment"]
 
 LARGEST_STATE = 268_435_455  # bytes of one jsonb value
 LONGEST_POLL = 60.0  # an insert wakes timers for what is due sooner than any worker would look by itself
@@ -34,6 +35,9 @@ class Settings:
     embedded: bool | None = None
     machines: tuple[MachineSpec, ...] = ()
     queues: Mapping[str, int] = field(default_factory=lambda: {"default": 50})
+    queue_limits: Mapping[str, int] = field(default_factory=dict)
+    concurrency_limits: Mapping[str, int] = field(default_factory=dict)
+    rate_limits: Mapping[str, Rate] = field(default_factory=dict)
     schedules: tuple[Schedule, ...] = ()
     schema: str = "gen_durable"
     name: str = "default"
@@ -54,7 +58,12 @@ class Settings:
     def __post_init__(self) -> None:
         put = object.__setattr__
         put(self, "machines", _specs(self.machines))
-        put(self, "queues", _queues(self.queues))
+        put(self, "queues", _counts("queues", self.queues, "queue names and how many steps each runs at once"))
+        of_queues = "queue names and how many of each one's steps run at once in the cluster"
+        put(self, "queue_limits", _counts("queue_limits", self.queue_limits, of_queues))
+        of_keys = "names of concurrency keys and how many instances of each key run at once"
+        put(self, "concurrency_limits", _counts("concurrency_limits", self.concurrency_limits, of_keys, limits=True))
+        put(self, "rate_limits", _rates(self.rate_limits))
         put(self, "schedules", _schedules(self.schedules, self.machines))
         put(self, "retention", _seconds("retention", self.retention, least=0, endless=True))
         for name in ("drain_timeout",):
@@ -85,6 +94,35 @@ class Settings:
         if self.embedded is not None and not isinstance(self.embedded, bool):
             raise ConfigurationError(f"embedded={self.embedded!r}: use True, False or None")
 
+    @property
+    def rate_names(self) -> tuple[str, ...]:
+        """The names of the rate limits that steps declare by themselves (not by a function), sorted."""
+        return tuple(sorted({name for _, name, _ in _declared_rates(self.machines)}))
+
+
+def check_rates(machines: Iterable[MachineSpec], known: Mapping[str, float]) -> None:
+    """Refuses machines whose steps could never start: what functions of theirs answer is checked when they do.
+
+    Args:
+        machines: what an engine knows.
+        known: the burst of each rate limit that there is.
+
+    Raises:
+        ConfigurationError: a declared rate limit is unknown, or never holds the declared weight.
+    """
+    for step, name, weight in _declared_rates(machines):
+        if (problem := unknown_rate(name, weight, known)) is not None:
+            raise ConfigurationError(f"{step}: {problem}")
+
+
+def _declared_rates(machines: Iterable[MachineSpec]) -> Iterator[tuple[str, str, int]]:
+    """The rate limits that are the same for all instances: the step, the limit's name, and the weight where that is."""
+    for spec in machines:
+        for step in spec.steps.values():
+            if step.rate_limit is not None and not callable(step.rate_limit):
+                line = rate_line(step.rate_limit, "rate_limit")
+                yield f"{spec.name}.{step.name}", name_of_line(line), step.weight if isinstance(step.weight, int) else 1
+
 
 def _specs(machines: Any) -> tuple[MachineSpec, ...]:
     if not isinstance(machines, Iterable) or isinstance(machines, str | Mapping):
@@ -101,13 +139,27 @@ def _specs(machines: Any) -> tuple[MachineSpec, ...]:
     return tuple(specs.values())
 
 
-def _queues(queues: Mapping[str, int]) -> dict[str, int]:
-    if not isinstance(queues, Mapping):
-        raise ConfigurationError(f"queues={queues!r}: give a dict of queue names and how many steps each runs at once")
-    for name, concurrency in queues.items():
-        check_name(name, f"queues has the name {name!r}: it", error=ConfigurationError)
-        _integer(f"queues[{name!r}]", concurrency, 1)
-    return dict(queues)
+def _counts(setting: str, counts: Mapping[str, int], meaning: str, *, limits: bool = False) -> dict[str, int]:
+    if not isinstance(counts, Mapping):
+        raise ConfigurationError(f"{setting}={counts!r}: give a dict of {meaning}")
+    for name, count in counts.items():
+        what = f"{setting} has the name {name!r}: it"
+        if limits:
+            check_limit_name(name, what, ConfigurationError)
+        else:
+            check_name(name, what, error=ConfigurationError)
+        _integer(f"{setting}[{name!r}]", count, 1)
+    return dict(counts)
+
+
+def _rates(rates: Mapping[str, Rate]) -> dict[str, Rate]:
+    if not isinstance(rates, Mapping):
+        raise ConfigurationError(f"rate_limits={rates!r}: give a dict of names and Rate(limit, per=seconds)")
+    for name, rate in rates.items():
+        check_limit_name(name, f"rate_limits has the name {name!r}: it", ConfigurationError)
+        if not isinstance(rate, Rate):
+            raise ConfigurationError(f"rate_limits[{name!r}]={rate!r}: use Rate(limit, per=seconds)")
+    return dict(rates)
 
 
 def _schedules(schedules: Any, machines: tuple[MachineSpec, ...]) -> tuple[Schedule, ...]:

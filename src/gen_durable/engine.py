@@ -21,6 +21,7 @@ from gen_durable.client import Client
 from gen_durable.config import Settings, database_url_from_environment
 from gen_durable.errors import ConfigurationError, EngineStateError
 from gen_durable.events import EventName, Hooks
+from gen_durable.limits import Rate
 from gen_durable.schedule import Schedule
 
 __all__ = ["Engine"]
@@ -53,6 +54,10 @@ class Engine(Client):
     machines            ()                         The machine and job classes and functions it knows
     queues              {"default": 50}            The queues it runs and how many steps of each at once;
                                                    {}: none (a web node)
+    queue_limits        {}                         How many steps of a queue run at once in the whole cluster
+    concurrency_limits  {}                         By the name of a concurrency key: how many instances of one
+                                                   key run at once; 1 for all other names
+    rate_limits         {}                         The rate limits by name, each a :class:`gen_durable.Rate`
     schedules           ()                         The schedules that it makes sure of when it starts
     schema              "gen_durable"              The Postgres schema
     name                "default"                  The engine's name: in logs and in the workers table
@@ -87,6 +92,9 @@ class Engine(Client):
         embedded: bool | None = None,
         machines: Iterable[Any] = (),
         queues: Mapping[str, int] | None = None,
+        queue_limits: Mapping[str, int] | None = None,
+        concurrency_limits: Mapping[str, int] | None = None,
+        rate_limits: Mapping[str, Rate] | None = None,
         schedules: Iterable[Schedule] = (),
         schema: str = "gen_durable",
         name: str = "default",
@@ -111,6 +119,9 @@ class Engine(Client):
             embedded=embedded,
             machines=machines,  # type: ignore[arg-type]  # specs there
             queues={"default": 50} if queues is None else queues,
+            queue_limits={} if queue_limits is None else queue_limits,
+            concurrency_limits={} if concurrency_limits is None else concurrency_limits,
+            rate_limits={} if rate_limits is None else rate_limits,
             schedules=schedules,  # type: ignore[arg-type]  # a tuple there
             schema=schema,
             name=name,

@@ -11,11 +11,12 @@ from dataclasses import replace
 from types import FunctionType
 from typing import Any, ClassVar, Concatenate, Final, Generic, Literal, ParamSpec, TypeVar, overload
 
+from gen_durable._checks import Seconds
 from gen_durable.context import Context
 from gen_durable.errors import DefinitionError, InvalidState
 from gen_durable.fields import resolve
+from gen_durable.limits import DeclaredKey, DeclaredWeight
 from gen_durable.machine import History, Machine, MachineSpec, check_count, spec_of
-from gen_durable.outcome import Seconds
 from gen_durable.retry import Backoff
 from gen_durable.steps import (
     STEP,
@@ -152,6 +153,9 @@ def job(
     retention: Seconds | None = None,
     history: History | None = None,
     max_crashes: int | None = None,
+    concurrency_key: DeclaredKey = None,
+    rate_limit: DeclaredKey = None,
+    weight: DeclaredWeight = None,
 ) -> _Decorator: ...
 def job(
     func: Any = None,
@@ -167,6 +171,9 @@ def job(
     retention: Seconds | None = None,
     history: History | None = None,
     max_crashes: int | None = None,
+    concurrency_key: DeclaredKey = None,
+    rate_limit: DeclaredKey = None,
+    weight: DeclaredWeight = None,
 ) -> Any:
     """Make a function, ``async def`` or ``def``, a job: ``@job`` or ``@job(queue="email", ...)``.
 
@@ -194,13 +201,18 @@ def job(
         retention: how long terminal instances stay: seconds, a timedelta, or ``math.inf`` for ever.
         history: ``"off"``, ``"steps"`` or ``"states"``.
         max_crashes: how many deaths of workers fail an instance.
+        concurrency_key: at most K of one key run at once, in the whole cluster. A key, or a function of the bound job,
+            which has the arguments as attributes: ``lambda self: ("crm", self.tenant)``.
+        rate_limit: what each run takes tokens from: a key or a function, as above.
+        weight: how many tokens: a number or a function, 1 by default.
 
     Raises:
         DefinitionError: the function can't be a job; the message says why.
     """
 
-    options = {"name": name, "version": version, "queue": queue, "priority": priority, "timeout": timeout}
-    options |= {"retention": retention, "history": history, "max_crashes": max_crashes}
+    options: dict[str, Any] = {"name": name, "version": version, "queue": queue, "priority": priority}
+    options |= {"timeout": timeout, "retention": retention, "history": history, "max_crashes": max_crashes}
+    options |= {"concurrency_key": concurrency_key, "rate_limit": rate_limit, "weight": weight}
 
     def declare(func: Any) -> JobFunction[..., ..., Any]:
         if not isinstance(func, FunctionType) or hasattr(func, STEP):
@@ -239,6 +251,8 @@ class _Call(Machine, abstract=True):
             returns_result=True,
             is_function=True,
             ctx_param=ctx_param,
+            rate_limit=options["rate_limit"],
+            weight=options["weight"],
         )
         return {RUN: run}, RUN
 

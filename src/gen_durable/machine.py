@@ -10,25 +10,29 @@ import inspect
 import math
 import typing
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FunctionType
 from typing import Any, ClassVar, Literal, TypeAlias
 
+from gen_durable._checks import Seconds, check_name, check_priority, check_seconds
 from gen_durable.codec import StateCodec
 from gen_durable.context import Context
 from gen_durable.errors import ConfigurationError, DefinitionError
 from gen_durable.fields import Constant, Fields, fields_of
-from gen_durable.outcome import Outcome, Seconds, check_name, check_priority, check_seconds
+from gen_durable.limits import DeclaredKey, DeclaredWeight, Limits, concurrency_line
+from gen_durable.outcome import KEEP, KeyOption, Outcome, WeightOption
 from gen_durable.retry import Backoff
 from gen_durable.steps import (
     STEP,
     StepOptions,
     StepSpec,
+    check_limits,
     check_method,
     check_retry,
     check_timeout,
     marked_steps,
     refuse,
+    said,
     step,
     step_spec,
 )
@@ -38,6 +42,7 @@ __all__ = ["Machine", "MachineSpec", "StepOptions", "StepSpec", "spec_of", "step
 History: TypeAlias = Literal["off", "steps", "states"]
 
 _UNSET: Any = object()
+_OF_INSTANCES = ("queue", "priority", "retention", "history", "max_crashes", "concurrency_key")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,8 @@ class MachineSpec:
         retention: seconds that terminal instances stay; ``math.inf`` is for ever, None the engine's default.
         history: ``"off"``, ``"steps"`` or ``"states"``; None is the engine's default.
         max_crashes: how many deaths of workers in one step fail an instance; None is the engine's default.
+        concurrency_key: of its instances, as it was declared, or None.
+        limited: whether that, or what its first step declares, limits an instance when it is inserted.
     """
 
     name: str
@@ -73,6 +80,12 @@ class MachineSpec:
     retention: float | None = None
     history: History | None = None
     max_crashes: int | None = None
+    concurrency_key: DeclaredKey = None
+    limited: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        limited = self.concurrency_key is not None or self.steps[self.initial].limited
+        object.__setattr__(self, "limited", limited)
 
     def load(self, decoded: dict[str, Any]) -> Machine:
         """A machine that holds ``decoded`` (what ``codec.decode`` gave); ``__init__`` is not called."""
@@ -87,6 +100,47 @@ class MachineSpec:
             InvalidState: a field was deleted, has a wrong type, or holds what can't be stored.
         """
         return self.codec.validate(machine.__dict__)
+
+    def own_gate(self, machine: Machine, concurrency_key: KeyOption = KEEP) -> str | None:
+        """The line of an instance's own concurrency key, for all its steps that declare none.
+
+        Args:
+            machine: the instance, as its first step will get it.
+            concurrency_key: an insert's; ``KEEP`` is what the machine declares.
+
+        Raises:
+            InvalidArgument: the key, or what the declared function answers, is wrong.
+        """
+        what = f"{self.name}: concurrency_key"
+        line: str | None = said(concurrency_key, self.concurrency_key, machine, what, concurrency_line)
+        return line
+
+    def limits_of(
+        self,
+        step_name: str,
+        machine: Machine,
+        own_gate: str | None,
+        *,
+        concurrency_key: KeyOption = KEEP,
+        rate_limit: KeyOption = KEEP,
+        weight: WeightOption = KEEP,
+    ) -> Limits:
+        """What a step is held to. Where neither the step nor the call says anything, that is ``own_gate`` alone.
+
+        Declared functions are asked in this order: concurrency key, rate limit, weight (only where there is a rate
+        limit); none that is overridden is.
+
+        Args:
+            step_name: the step.
+            machine: with the state that the step will get.
+            own_gate: the line of the instance's own concurrency key.
+            concurrency_key, rate_limit, weight: instead of what the step declares, as on ``Next``.
+
+        Raises:
+            InvalidArgument: a value, or what a declared function answers, is wrong.
+        """
+        step = self.steps[step_name]
+        return step.limits(machine, own_gate, concurrency_key, rate_limit, weight, what=f"{self.name}.{step_name}")
 
 
 @typing.dataclass_transform(kw_only_default=True, field_specifiers=(dataclasses.field,))
@@ -126,6 +180,11 @@ class Machine:
         timeout: of each step, in seconds or a timedelta.
         retry: of each step; without one, an error fails the instance.
         run_ahead: False hands instances back to the queue between steps.
+        concurrency_key: at most K instances of one key run at once, in the whole cluster; K is 1, or what
+            ``concurrency_limits`` says of its name. A key, or a function of the machine that answers with one (None is
+            no limit): ``lambda self: ("crm", self.tenant)``, which is asked once, when an instance is inserted.
+        rate_limit: of each step that does not say otherwise, as in ``@step``.
+        weight: the same.
         abstract: only a base for other machines; it needs no step and can't be built.
 
     Raises:
@@ -151,11 +210,15 @@ class Machine:
         timeout: Seconds | None = _UNSET,
         retry: Backoff | None = _UNSET,
         run_ahead: bool = _UNSET,
+        concurrency_key: DeclaredKey = _UNSET,
+        rate_limit: DeclaredKey = _UNSET,
+        weight: DeclaredWeight = _UNSET,
         abstract: bool = False,
     ) -> None:
         super().__init_subclass__()
         given = {"queue": queue, "priority": priority, "retention": retention, "history": history}
         given |= {"max_crashes": max_crashes, "timeout": timeout, "retry": retry, "run_ahead": run_ahead}
+        given |= {"concurrency_key": concurrency_key, "rate_limit": rate_limit, "weight": weight}
         cls.__durable_given__ = cls.__durable_given__ | {k: v for k, v in given.items() if v is not _UNSET}
         options = _check_options(cls.__qualname__, cls.__durable_given__)
         hints, defaults = cls.__durable_fields__ = fields_of(cls)
@@ -167,6 +230,9 @@ class Machine:
             return
         if initial is None:
             refuse(cls, *cls._durable_no_step())
+        rates = [options["rate_limit"], *(step.rate_limit for step in steps.values())]
+        if options["weight"] is not None and all(rate is None for rate in rates):
+            refuse(cls, "a weight without a rate_limit has no effect", "give rate_limit= too")
         cls.__durable__ = MachineSpec(
             name=check_name(
                 cls.__qualname__ if name is None else name, f"{cls.__qualname__}: name", error=DefinitionError
@@ -178,7 +244,7 @@ class Machine:
             steps=steps,
             initial=initial,
             on_error=_error_handler(cls),
-            **{key: options[key] for key in ("queue", "priority", "retention", "history", "max_crashes")},
+            **{key: options[key] for key in _OF_INSTANCES},
         )
 
     def __init__(self, /, **fields: Any) -> None:
@@ -271,6 +337,7 @@ def _check_options(owner: str, given: Mapping[str, Any]) -> dict[str, Any]:
         raise DefinitionError(f"{owner}: run_ahead must be True or False, not {run_ahead!r}")
     if retention is not None and retention != math.inf:
         retention = check_seconds(retention, f"{owner}: retention", error=DefinitionError)
+    check_limits(given, owner)
     return {
         "queue": check_name(given.get("queue", "default"), f"{owner}: queue", error=DefinitionError),
         "priority": check_priority(given.get("priority", 0), f"{owner}: priority", error=DefinitionError),
@@ -280,6 +347,7 @@ def _check_options(owner: str, given: Mapping[str, Any]) -> dict[str, Any]:
         "timeout": check_timeout(given.get("timeout"), owner),
         "retry": check_retry(given.get("retry"), owner),
         "run_ahead": run_ahead,
+        **{option: given.get(option) for option in ("concurrency_key", "rate_limit", "weight")},
     }
 
 

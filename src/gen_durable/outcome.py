@@ -16,14 +16,15 @@ Outcomes are values: building one does nothing, and a wrong one is refused where
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from enum import Enum
 from typing import Any, Final, Literal, TypeAlias
 
-from gen_durable.errors import GenDurableError, InvalidArgument
+from gen_durable._checks import Seconds, check_name, check_priority, check_seconds, shown
+from gen_durable.errors import InvalidArgument
+from gen_durable.limits import LimitKey, check_weight, concurrency_line, rate_line
 
 __all__ = [
     "KEEP",
@@ -43,13 +44,6 @@ __all__ = [
     "child",
 ]
 
-MAX_NAME_BYTES: Final = 512
-MAX_SECONDS: Final = 100 * 365.25 * 86400
-"""The longest delay, 100 years: a due time past the year 9999 could be written but never read back."""
-MIN_PRIORITY: Final = -32768
-MAX_PRIORITY: Final = 32767
-
-Seconds: TypeAlias = float | timedelta
 StepRef: TypeAlias = Callable[..., Any] | str
 """A step: the machine's method (``self.ship`` or ``Checkout.ship``), or its name."""
 
@@ -65,52 +59,10 @@ class Keep(Enum):
 
 KEEP: Final = Keep.KEEP
 
-
-def check_seconds(
-    value: object, what: str, *, error: type[GenDurableError] = InvalidArgument, positive: bool = False
-) -> float:
-    """``value`` (a number of seconds or a timedelta) as float seconds, at most 100 years.
-
-    Raises:
-        error: not a number or timedelta, NaN, negative (zero too, when ``positive``), or too long.
-    """
-    if isinstance(value, timedelta):
-        seconds = value.total_seconds()
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        seconds = float(value) if abs(value) <= MAX_SECONDS else math.inf if value > 0 else -math.inf
-    else:
-        raise error(f"{what} must be seconds (a number) or a timedelta, not {_shown(value)}")
-    if not (seconds > 0 if positive else seconds >= 0):
-        raise error(f"{what} must be {'above 0' if positive else '0 or more'} seconds, not {_shown(value)}")
-    if seconds > MAX_SECONDS:
-        raise error(f"{what} must be at most 100 years ({MAX_SECONDS:.0f} s), not {_shown(value)}")
-    return seconds
-
-
-def check_name(value: object, what: str, *, error: type[GenDurableError] = InvalidArgument) -> str:
-    """``value`` when it is a name that can be stored: 1 to 512 bytes of UTF-8 without NUL; else ``error``."""
-    if not isinstance(value, str):
-        raise error(f"{what} must be a string, not {_shown(value)}")
-    if not value:
-        raise error(f"{what} must not be empty")
-    try:
-        size = len(value.encode())
-    except UnicodeEncodeError:
-        raise error(f"{what} {_shown(value)} has a lone surrogate, which is not valid text; remove it") from None
-    if size > MAX_NAME_BYTES:
-        raise error(f"{what} must be at most {MAX_NAME_BYTES} bytes of UTF-8; {_shown(value)} has {size}")
-    if "\0" in value:
-        raise error(f"{what} {_shown(value)} has a NUL character, which Postgres can't store; remove it")
-    return value
-
-
-def check_priority(value: object, what: str, *, error: type[GenDurableError] = InvalidArgument) -> int:
-    """``value`` when it is a priority: an int from -32768 to 32767, lower first; else ``error``."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise error(f"{what} must be an int from {MIN_PRIORITY} to {MAX_PRIORITY}, not {_shown(value)}")
-    if not MIN_PRIORITY <= value <= MAX_PRIORITY:
-        raise error(f"{what} must be from {MIN_PRIORITY} to {MAX_PRIORITY} (lower first), not {value}")
-    return int(value)
+KeyOption: TypeAlias = LimitKey | Literal[Keep.KEEP] | None
+"""A key for one instance or step; None is no limit, ``KEEP`` what was declared."""
+WeightOption: TypeAlias = int | Literal[Keep.KEEP] | None
+"""Tokens; None is 1, ``KEEP`` what was declared."""
 
 
 def step_name(step: object, what: str) -> str:
@@ -128,16 +80,7 @@ def step_name(step: object, what: str) -> str:
     if inspect.iscoroutine(step):
         step.close()
         mend = f"give the method itself, self.{name}, without calling it"
-    raise InvalidArgument(f"{what} got {_shown(step)}, which is not a step; {mend}")
-
-
-def _shown(value: object) -> str:
-    try:
-        text = repr(value)
-    except Exception:  # noqa: BLE001 - a broken __repr__ must not hide the message
-        text = "a value"
-    text = text if len(text) <= 80 else f"{text[:77]}..."
-    return text if value is None else f"{text} ({type(value).__name__})"
+    raise InvalidArgument(f"{what} got {shown(step)}, which is not a step; {mend}")
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -149,6 +92,9 @@ class Next:
         queue: move the instance to this queue; by default it stays where it is.
         priority: the new priority, -32768 to 32767, lower first; by default it stays as it is.
         delay: seconds or a timedelta from the commit, by the database's clock; None is at once.
+        concurrency_key: for that step, instead of what it declares, or of the instance's own; None is no limit.
+        rate_limit: for that step, instead of what it declares; None is no limit.
+        weight: the tokens that the step takes there, instead of what it declares; None is 1.
 
     Raises:
         InvalidArgument: a value is wrong.
@@ -158,6 +104,9 @@ class Next:
     queue: str | Literal[Keep.KEEP]
     priority: int | Literal[Keep.KEEP]
     delay: float | None
+    concurrency_key: KeyOption
+    rate_limit: KeyOption
+    weight: WeightOption
 
     def __init__(
         self,
@@ -166,16 +115,38 @@ class Next:
         queue: str | Literal[Keep.KEEP] = KEEP,
         priority: int | Literal[Keep.KEEP] = KEEP,
         delay: Seconds | None = None,
+        concurrency_key: KeyOption = KEEP,
+        rate_limit: KeyOption = KEEP,
+        weight: WeightOption = KEEP,
     ) -> None:
+        if concurrency_key is not KEEP and concurrency_key is not None:
+            concurrency_line(concurrency_key, "Next: concurrency_key")
+        if rate_limit is not KEEP and rate_limit is not None:
+            rate_line(rate_limit, "Next: rate_limit")
+        if weight is not KEEP and weight is not None:
+            check_weight(weight, "Next: weight")
         put = object.__setattr__
         put(self, "step", step_name(step, "Next"))
         put(self, "queue", queue if queue is KEEP else check_name(queue, "Next: queue"))
         put(self, "priority", priority if priority is KEEP else check_priority(priority, "Next: priority"))
         put(self, "delay", None if delay is None else check_seconds(delay, "Next: delay"))
+        put(self, "concurrency_key", concurrency_key)
+        put(self, "rate_limit", rate_limit)
+        put(self, "weight", weight)
+
+    @property
+    def limited(self) -> bool:
+        """Whether it says anything of limits."""
+        return self.concurrency_key is not KEEP or self.rate_limit is not KEEP or self.weight is not KEEP
 
     def __repr__(self) -> str:
-        options = {"queue": self.queue, "priority": self.priority, "delay": self.delay}
-        given = [f", {name}={value!r}" for name, value in options.items() if value is not KEEP and value is not None]
+        names = ("queue", "priority", "delay", "concurrency_key", "rate_limit", "weight")
+        options = {name: getattr(self, name) for name in names}
+        given = [
+            f", {name}={value!r}"
+            for name, value in options.items()
+            if value is not KEEP and not (name == "delay" and value is None)
+        ]
         return f"Next({self.step!r}{''.join(given)})"
 
 
@@ -236,7 +207,7 @@ class Await:
 
     def __init__(self, names: str | Iterable[str], then: StepRef, *, timeout: Seconds | None = None) -> None:
         if not isinstance(names, str | list | tuple | set | frozenset):
-            raise InvalidArgument(f"Await: names must be a string or several, not {_shown(names)}")
+            raise InvalidArgument(f"Await: names must be a string or several, not {shown(names)}")
         listed = [names] if isinstance(names, str) else list(names)
         if not listed:
             raise InvalidArgument("Await: names is empty; name at least one signal")
@@ -257,6 +228,9 @@ class Child:
     priority: int | None = None
     delay: Seconds | None = None
     at: datetime | None = None
+    concurrency_key: KeyOption = KEEP
+    rate_limit: KeyOption = KEEP
+    weight: WeightOption = KEEP
 
 
 def child(
@@ -267,9 +241,12 @@ def child(
     priority: int | None = None,
     delay: Seconds | None = None,
     at: datetime | None = None,
+    concurrency_key: KeyOption = KEEP,
+    rate_limit: KeyOption = KEEP,
+    weight: WeightOption = KEEP,
 ) -> Child:
     """A child for ``Spawn`` with options of its own; they mean what they mean in ``Engine.insert``."""
-    return Child(instance, key, queue, priority, delay, at)
+    return Child(instance, key, queue, priority, delay, at, concurrency_key, rate_limit, weight)
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -310,17 +287,17 @@ class Spawn:
         cancel_rest: bool = False,
     ) -> None:
         if isinstance(children, str | bytes) or not isinstance(children, Iterable):
-            raise InvalidArgument(f"Spawn: children must be a list of machines and jobs, not {_shown(children)}")
+            raise InvalidArgument(f"Spawn: children must be a list of machines and jobs, not {shown(children)}")
         listed = tuple(given if isinstance(given, Child) else Child(given) for given in children)
         for given in listed:
             if isinstance(given.instance, type) or not hasattr(type(given.instance), "__durable__"):
                 raise InvalidArgument(
-                    f"Spawn got {_shown(given.instance)}, which is neither a machine nor a bound job; "
+                    f"Spawn got {shown(given.instance)}, which is neither a machine nor a bound job; "
                     "give Resize(...) or resize.bind(...)"
                 )
         for name, flag in (("success", success), ("cancel_rest", cancel_rest)):
             if not isinstance(flag, bool):
-                raise InvalidArgument(f"Spawn: {name} must be True or False, not {_shown(flag)}")
+                raise InvalidArgument(f"Spawn: {name} must be True or False, not {shown(flag)}")
         put = object.__setattr__
         put(self, "children", listed)
         put(self, "then", step_name(then, "Spawn: then"))
@@ -336,7 +313,7 @@ def _join_count(join: object, children: int) -> int:
     if join == "any":
         return min(children, 1)
     if isinstance(join, bool) or not isinstance(join, int):
-        raise InvalidArgument(f'Spawn: join must be "all", "any" or a number, not {_shown(join)}')
+        raise InvalidArgument(f'Spawn: join must be "all", "any" or a number, not {shown(join)}')
     if not 1 <= join <= max(children, 1):
         raise InvalidArgument(f"Spawn: join={join} of {children} children; use a number from 1 to {children}")
     return min(join, children)
@@ -361,7 +338,7 @@ class Stop:
 
     def __post_init__(self) -> None:
         if not isinstance(self.reason, str):
-            raise InvalidArgument(f"Stop: reason must be a string, not {_shown(self.reason)}; use str(...)")
+            raise InvalidArgument(f"Stop: reason must be a string, not {shown(self.reason)}; use str(...)")
 
 
 Outcome: TypeAlias = Next | Retry | Sleep | Await | Spawn | Done | Stop
@@ -376,7 +353,7 @@ class Cancel(Exception):
 
     def __init__(self, reason: str = "cancelled by its step") -> None:
         if not isinstance(reason, str):
-            raise InvalidArgument(f"Cancel: reason must be a string, not {_shown(reason)}; use str(...)")
+            raise InvalidArgument(f"Cancel: reason must be a string, not {shown(reason)}; use str(...)")
         super().__init__(reason)
         self.reason = reason
 

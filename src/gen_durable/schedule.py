@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice
 
+from gen_durable._checks import check_name, check_priority
 from gen_durable._times import CatchUp, Times, check_catch_up, times_of
 from gen_durable.errors import InvalidArgument
 from gen_durable.machine import Machine
-from gen_durable.outcome import check_name, check_priority
 
 __all__ = ["Schedule"]
 

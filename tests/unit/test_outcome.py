@@ -13,23 +13,9 @@ from typing import Any, get_args
 import pytest
 
 from gen_durable import Context, Machine, job, step
+from gen_durable._checks import MAX_SECONDS, check_name
 from gen_durable.errors import InvalidArgument
-from gen_durable.outcome import (
-    KEEP,
-    MAX_SECONDS,
-    Await,
-    Cancel,
-    Done,
-    Next,
-    Outcome,
-    Retry,
-    RetryAfter,
-    Sleep,
-    Spawn,
-    Stop,
-    check_name,
-    child,
-)
+from gen_durable.outcome import KEEP, Await, Cancel, Done, Next, Outcome, Retry, RetryAfter, Sleep, Spawn, Stop, child
 
 
 class Shop:

@@ -39,7 +39,7 @@ Lane: TypeAlias = int
 
 
 class NewInstance(msgspec.Struct, omit_defaults=True):
-    """A row to be; ``delay`` in seconds, ``at`` an aware datetime."""
+    """A row to be; ``delay`` in seconds, ``at`` an aware datetime; ``gate`` and ``rate`` are lines of limits."""
 
     lane: Lane
     step: str
@@ -56,6 +56,10 @@ class NewInstance(msgspec.Struct, omit_defaults=True):
     own_id: int | None = None
     parent_id: int | None = None
     parent_spawn: int | None = None
+    gate: str | None = None
+    own_gate: str | None = None
+    rate: str | None = None
+    weight: int | None = None
 
 
 class Placed(NamedTuple):

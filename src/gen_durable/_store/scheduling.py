@@ -39,12 +39,19 @@ class Template(NamedTuple):
     state: bytes
     priority: int
     time_field: str | None
+    gate: str | None = None
+    own_gate: str | None = None
+    rate: str | None = None
+    weight: int | None = None
 
     def row(self, time: datetime, at: datetime | None, priority: int | None = None) -> NewInstance:
         """The instance to insert for an occurrence at ``time``, due at ``at`` (None: now)."""
         chosen = self.priority if priority is None else priority
         state = self.state if self.time_field is None else with_time(self.state, self.time_field, time)
-        return NewInstance(self.lane, self.step, msgspec.Raw(state), None, chosen, None, at)
+        return NewInstance(
+            self.lane, self.step, msgspec.Raw(state), None, chosen, None, at,
+            gate=self.gate, own_gate=self.own_gate, rate=self.rate, weight=self.weight,
+        )  # fmt: skip
 
 
 def with_time(state: bytes, field: str, time: datetime) -> bytes:

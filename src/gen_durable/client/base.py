@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from gen_durable._bell import Bell
+from gen_durable._checks import check_name
 from gen_durable._ear import Ear
 from gen_durable._session import Session
 from gen_durable._store.inserting import LaneKey, ensure_lanes
@@ -18,7 +19,6 @@ from gen_durable._store.operation import Operation, catalog
 from gen_durable.config import Settings
 from gen_durable.errors import DatabaseUnreachable, EngineStateError, InvalidArgument, NoSuchInstance
 from gen_durable.machine import MachineSpec
-from gen_durable.outcome import check_name
 
 __all__ = ["Base", "check_target"]
 
@@ -80,6 +80,8 @@ class Base:
         self._bell = Bell(self._session, self._sql)
         self._ear = Ear(settings, self._sql, self._ended)
         self._lanes: dict[LaneKey, int] = {}
+        # The burst of each rate limit.
+        self._rates: dict[str, float] = {name: rate.burst for name, rate in settings.rate_limits.items()}
         self._known_queues: set[str] = {*settings.queues, *(spec.queue for spec in settings.machines)}
         self._waiters: dict[int, set[asyncio.Event]] = {}
         self._local: Any = None  # the worker in this process

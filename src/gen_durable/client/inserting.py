@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import msgspec
 
+from gen_durable._checks import check_name, check_priority, check_seconds
 from gen_durable._store.inserting import LaneKey, NewInstance, insert_all, replace_or_insert
 from gen_durable.client.handle import Handle, Inserted
 from gen_durable.client.waiting import WaitingCalls
@@ -23,8 +24,9 @@ from gen_durable.errors import (
     InvalidArgument,
     InvalidState,
 )
+from gen_durable.limits import check_known
 from gen_durable.machine import Machine, MachineSpec, spec_of
-from gen_durable.outcome import Child, check_name, check_priority, check_seconds
+from gen_durable.outcome import KEEP, Child, KeyOption, WeightOption
 from gen_durable.status import Status
 
 if TYPE_CHECKING:
@@ -48,6 +50,9 @@ class BulkItem:
     delay: float | timedelta | None = None
     at: datetime | None = None
     scope: Iterable[str] | None = None
+    concurrency_key: KeyOption = KEEP
+    rate_limit: KeyOption = KEEP
+    weight: WeightOption = KEEP
 
 
 class InsertingCalls(WaitingCalls):
@@ -64,6 +69,9 @@ class InsertingCalls(WaitingCalls):
         at: datetime | None = None,
         on_conflict: Conflict = "raise",
         scope: Iterable[str] | None = None,
+        concurrency_key: KeyOption = KEEP,
+        rate_limit: KeyOption = KEEP,
+        weight: WeightOption = KEEP,
     ) -> Handle:
         """Inserts a machine or a bound job; it is there, durably, when this returns.
 
@@ -80,6 +88,10 @@ class InsertingCalls(WaitingCalls):
             scope: the statuses in which the instance holds its key. By default every one that is not terminal, which
                 ``"live"`` stands for; ``("live", "done")`` keeps it taken while the row of a done one exists; ``()`` is
                 no uniqueness, and the key only an address (of the newest).
+            concurrency_key: the instance's own, for all steps that declare none: a name, or a name and a partition.
+                None is no limit; by default what its machine declares.
+            rate_limit: of its first step; None is no limit; by default what the step declares.
+            weight: the tokens that its first step takes there; None is 1; by default what the step declares.
 
         Raises:
             DuplicateInstance: the key is taken (and ``on_conflict`` does not help).
@@ -89,7 +101,7 @@ class InsertingCalls(WaitingCalls):
         """
         if on_conflict not in ("raise", "existing", "replace"):
             raise InvalidArgument(f'on_conflict={on_conflict!r}: use "raise", "existing" or "replace"')
-        item = BulkItem(instance, key, queue, priority, delay, at, scope)
+        item = BulkItem(instance, key, queue, priority, delay, at, scope, concurrency_key, rate_limit, weight)
         if on_conflict == "replace":
             inserted = await self._replace(item)
         else:
@@ -116,7 +128,8 @@ class InsertingCalls(WaitingCalls):
         queues = {lane.queue for _, lane, row in checked if not row.delay}  # "at" may have passed
         later = any(row.delay or row.at is not None for _, _, row in checked)
         rows = [row for _, _, row in checked]
-        birth = None if later or self._local is None else self._local.expect(Counter(row.lane for row in rows))
+        free = not later and all(row.gate is None and row.rate is None for row in rows)
+        birth = self._local.expect(Counter(row.lane for row in rows)) if free and self._local is not None else None
         others: set[str] = set()
         if birth is None:
             counts = Counter(lane.queue for _, lane, row in checked if not row.delay)
@@ -161,7 +174,10 @@ class InsertingCalls(WaitingCalls):
         """The rows of a spawn's children, checked."""
         checked = []
         for number, child in enumerate(children, 1):
-            item = BulkItem(child.instance, child.key, child.queue, child.priority, child.delay, child.at)
+            item = BulkItem(
+                child.instance, child.key, child.queue, child.priority, child.delay, child.at,
+                concurrency_key=child.concurrency_key, rate_limit=child.rate_limit, weight=child.weight,
+            )  # fmt: skip
             checked.append(self._check(item))
             if number % AT_A_TIME == 0:
                 await asyncio.sleep(0)  # others get their turn
@@ -189,7 +205,7 @@ class InsertingCalls(WaitingCalls):
                 f"{spec.name} version {spec.version} is not registered with the engine {self._settings.name!r} "
                 f"(it knows {known}): add it to machines="
             )
-        state = spec.dump(item.instance)
+        state, values = spec.codec.validated(item.instance.__dict__)
         if len(state) > self._settings.max_state_bytes:
             raise InvalidState(
                 f"the state of {spec.name} takes {len(state)} bytes, more than "
@@ -211,8 +227,17 @@ class InsertingCalls(WaitingCalls):
             )
         if row.delay is not None and row.at is not None:
             raise InvalidArgument(f"delay={item.delay!r} and at={item.at!r} were both given: give one of them")
+        if spec.limited or not (item.concurrency_key is item.rate_limit is item.weight is KEEP):
+            self._limit(spec, item, spec.load(values), row)
         queue = spec.queue if item.queue is None else check_name(item.queue, "queue")
         return spec, LaneKey(queue, spec.name, spec.version), row
+
+    def _limit(self, spec: MachineSpec, item: BulkItem, machine: Machine, row: NewInstance) -> None:
+        """Writes into a row what it is held to."""
+        row.own_gate = spec.own_gate(machine, item.concurrency_key)
+        limits = spec.limits_of(spec.initial, machine, row.own_gate, rate_limit=item.rate_limit, weight=item.weight)
+        check_known(limits, self._rates)
+        row.gate, row.rate, row.weight = limits.gate, limits.rate, limits.weight
 
 
 def _check_scope(scope: Iterable[str]) -> int | None:

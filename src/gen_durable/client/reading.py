@@ -5,10 +5,10 @@ from __future__ import annotations
 import builtins
 from collections.abc import Sequence
 
+from gen_durable._checks import check_name
 from gen_durable._store import reading
 from gen_durable.client.base import Base, check_target
 from gen_durable.errors import InvalidArgument, NoSuchInstance
-from gen_durable.outcome import check_name
 from gen_durable.snapshot import Page, QueueCount, QueueInfo, Snapshot, Transition, WorkerInfo
 from gen_durable.status import Status
 

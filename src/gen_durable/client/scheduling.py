@@ -9,6 +9,7 @@ from itertools import islice, takewhile
 
 import msgspec
 
+from gen_durable._checks import check_name, check_priority
 from gen_durable._store import scheduling
 from gen_durable._store.scheduling import Found
 from gen_durable._times import CatchUp
@@ -16,7 +17,6 @@ from gen_durable.client.handle import Handle
 from gen_durable.client.inserting import BulkItem, InsertingCalls, check_at
 from gen_durable.errors import InvalidArgument, NoSuchSchedule
 from gen_durable.machine import Machine, MachineSpec
-from gen_durable.outcome import check_name, check_priority
 from gen_durable.schedule import Schedule
 from gen_durable.snapshot import ScheduleInfo
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any
 
+from gen_durable._checks import check_name
 from gen_durable._store.signalling import Delivery, NewSignal, deliver, deliver_or_insert
 from gen_durable.client.base import check_target
 from gen_durable.client.handle import Handle
@@ -13,7 +14,7 @@ from gen_durable.codec import encode_value
 from gen_durable.config import LONGEST_POLL
 from gen_durable.errors import NoSuchInstance
 from gen_durable.machine import Machine
-from gen_durable.outcome import check_name
+from gen_durable.outcome import KEEP, KeyOption, WeightOption
 
 __all__ = ["SignallingCalls"]
 
@@ -70,13 +71,17 @@ class SignallingCalls(InsertingCalls):
         priority: int | None = None,
         delay: float | timedelta | None = None,
         at: datetime | None = None,
+        concurrency_key: KeyOption = KEEP,
+        rate_limit: KeyOption = KEEP,
+        weight: WeightOption = KEEP,
     ) -> Handle:
         """Delivers a signal to the live instance of a key, or inserts the instance with the signal in its inbox.
 
         Atomically: whoever races, one instance has the key, and every signal is in its inbox.
 
         Args:
-            instance, queue, priority, delay, at: what is inserted where there is none, as in ``insert``.
+            instance, queue, priority, delay, at, concurrency_key, rate_limit, weight: what is inserted where there is
+                none, as in ``insert``.
             key: the key.
             name, payload, dedup_key: the signal, as in ``signal``.
 
@@ -84,7 +89,11 @@ class SignallingCalls(InsertingCalls):
             DuplicateInstance: the key's last instance has ended and its scope still reserves the key.
             InvalidState, InvalidArgument, DatabaseUnreachable: as in ``insert`` and ``signal``.
         """
-        spec, lane, row = self._check(BulkItem(instance, check_name(key, "key"), queue, priority, delay, at))
+        item = BulkItem(
+            instance, check_name(key, "key"), queue, priority, delay, at,
+            concurrency_key=concurrency_key, rate_limit=rate_limit, weight=weight,
+        )  # fmt: skip
+        spec, lane, row = self._check(item)
         new = self._signal(name, payload, dedup_key)
         delivery = await self._deliver(key, new)
         if delivery is None:

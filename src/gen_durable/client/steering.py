@@ -5,12 +5,12 @@ from __future__ import annotations
 import msgspec
 import psycopg
 
+from gen_durable._checks import check_name
 from gen_durable._store import reading, steering
 from gen_durable.client.base import check_target
 from gen_durable.client.signalling import SignallingCalls
 from gen_durable.context import ChildResult
 from gen_durable.errors import DuplicateInstance, InvalidArgument
-from gen_durable.outcome import check_name
 
 __all__ = ["SteeringCalls"]
 

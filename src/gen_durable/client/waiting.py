@@ -8,9 +8,9 @@ import math
 import time
 from typing import Any
 
+from gen_durable._checks import check_seconds
 from gen_durable.client.reading import ReadingCalls
 from gen_durable.errors import DatabaseUnreachable, InstanceCancelled, InstanceFailed, StillRunning
-from gen_durable.outcome import check_seconds
 from gen_durable.snapshot import Snapshot
 
 __all__ = ["WaitingCalls"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
+from gen_durable._checks import check_seconds
 from gen_durable.engine import Engine
 from gen_durable.errors import EngineStateError
-from gen_durable.outcome import check_seconds
 
 __all__ = ["advance", "clock", "migrate", "move_clock"]
 

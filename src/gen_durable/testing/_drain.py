@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterable
 
+from gen_durable._checks import check_name
 from gen_durable._runtime.held import Held, LocalQueue
 from gen_durable.engine import Engine
 from gen_durable.errors import EngineStateError, InvalidArgument, TooManySteps
-from gen_durable.outcome import check_name
 from gen_durable.testing._clock import clock, move_clock
 from gen_durable.testing._stepper import Stepper
 from gen_durable.testing._tally import Tally
