@@ -14,10 +14,10 @@ from gen_durable._runtime.link import Link
 from gen_durable._runtime.service import Service
 from gen_durable._store.operation import Catalog, Request, Row
 from gen_durable.events import Hooks, LimitEvent, emit
+from gen_durable.limits import SEPARATOR
 
 __all__ = ["Admitter"]
 
-SEPARATOR = "\x1f"  # between a limit's name and its partition
 MOST = 1000  # lines, and rows, of one pass
 
 

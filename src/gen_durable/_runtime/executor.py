@@ -24,6 +24,7 @@ from gen_durable.config import Settings
 from gen_durable.context import ChildResult, Context, Signal
 from gen_durable.errors import InvalidOutcome, InvalidState, StateDecodeError
 from gen_durable.events import Hooks, StepEvent, emit
+from gen_durable.limits import check_known
 from gen_durable.machine import MachineSpec, StepSpec
 from gen_durable.outcome import KEEP, Await, Cancel, Done, Next, Outcome, Retry, RetryAfter, Sleep, Spawn, Stop
 from gen_durable.status import TransitionKind
@@ -277,13 +278,17 @@ class Executor:
             InvalidArgument: a limit is not known, or what the machine says of one is wrong.
         """
         step = held.spec.steps[record.step or held.step]
-        asked = given is not None and given.limited
-        if not (step.limited or asked or held.own_gate or held.gate or held.rate):
+        if not (step.limited or (given is not None and given.limited) or held.own_gate or held.gate or held.rate):
             return record
-        limits = held.spec.limits_of(step.name, subject, held.own_gate)
-        if asked:
-            limits = given.limits(limits)
-        self._client._check_limits(limits, f"{held.spec.name}.{held.step}")
+        limits = held.spec.limits_of(
+            step.name,
+            subject,
+            held.own_gate,
+            concurrency_key=KEEP if given is None else given.concurrency_key,
+            rate_limit=KEEP if given is None else given.rate_limit,
+            weight=KEEP if given is None else given.weight,
+        )
+        check_known(limits, self._client._rates)
         if (limits.gate, limits.rate) != (None, None) or held.gate or held.rate:
             record.limits, record.gate, record.rate, record.weight = True, limits.gate, limits.rate, limits.weight
         return record

@@ -56,10 +56,11 @@ class NewInstance(msgspec.Struct, omit_defaults=True):
     own_id: int | None = None
     parent_id: int | None = None
     parent_spawn: int | None = None
-    gate: str | None = None
-    own_gate: str | None = None
-    rate: str | None = None
-    weight: int | None = None
+
+    @property
+    def limited(self) -> bool:
+        """Whether it waits in a line when it is due."""
+        return self.gate is not None or self.rate is not None
 
 
 class Placed(NamedTuple):
