@@ -20,6 +20,7 @@ __all__ = [
     "DrainEvent",
     "EventName",
     "Hooks",
+    "LimitEvent",
     "ReapedEvent",
     "ReconnectEvent",
     "ScheduleEvent",
@@ -31,7 +32,7 @@ __all__ = [
 log = logging.getLogger("gen_durable")
 
 EventName: TypeAlias = Literal[
-    "step", "claim", "commit", "stale", "reaped", "worker_dead", "drain", "reconnect", "schedule"
+    "step", "claim", "commit", "stale", "reaped", "worker_dead", "drain", "reconnect", "schedule", "limit"
 ]
 
 
@@ -133,6 +134,29 @@ class ScheduleEvent:
     id: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitEvent:
+    """This worker has looked at what waits for a limit, because something had come or was freed.
+
+    Attributes:
+        kind: ``"concurrency"`` or ``"rate"``.
+        name: the limit's.
+        partition: of the key, or None.
+        admitted: how many rows were brought forward.
+        holding: of a concurrency key: how many rows hold it now; else None.
+        left: slots that are free now, or tokens.
+        throttled: whether rows still wait.
+    """
+
+    kind: Literal["concurrency", "rate"]
+    name: str
+    partition: str | None
+    admitted: int
+    holding: int | None
+    left: float
+    throttled: bool
+
+
 Hook: TypeAlias = Callable[[Any], None]
 
 
@@ -154,6 +178,7 @@ class Hooks:
     drain: list[Hook]
     reconnect: list[Hook]
     schedule: list[Hook]
+    limit: list[Hook]
 
     def add(self, event: str, hook: Hook) -> None:
         """Registers a hook.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from psycopg import AsyncConnection
@@ -41,6 +41,15 @@ def outcome(id_: int, rev: int, op: int, **fields: Any) -> dict[str, Any]:
     else:
         basic |= {"step": "two"}
     return basic | fields
+
+
+class Admitted(NamedTuple):
+    """What a look at lines brought: claims, runnable rows by queue, each line's state, when to look again."""
+
+    claims: list[Row]
+    queues: dict[str, int]
+    lines: dict[str, tuple[int, int | None, float, float | None]]
+    wake: float | None
 
 
 class Stage:
@@ -92,13 +101,16 @@ class Stage:
         places = {row[0]: row[1] for row in answer}
         return [places[place] for place in range(1, len(rows) + 1)]
 
-    async def claim(self, *wants: tuple[int, int, int], worker: int = 7, on: Connection | None = None) -> list[Row]:
+    async def claim(
+        self, *wants: tuple[int, int, int], worker: int = 7, counted: bool = False, on: Connection | None = None
+    ) -> list[Row]:
         """Claims, for a worker that is registered if the test has not done it; a want is (lane, pool, room)."""
         if worker not in self._workers:
             await self.register(worker)
         pools = [pool for _, pool, _ in wants]
         listed = [
-            {"lane": lane, "pool": pool, "room": room, "solo": pools.count(pool) == 1} for lane, pool, room in wants
+            {"lane": lane, "pool": pool, "room": room, "solo": pools.count(pool) == 1, "counted": counted}
+            for lane, pool, room in wants
         ]
         return await self.run("claiming/claim", on=on, worker=worker, wants=encode(listed))
 
@@ -161,7 +173,7 @@ class Stage:
         known = list(range(100)) if lanes is None else lanes
         row = await self._send(target, name, payload, dedup, False, on, worker, known)
         assert row is not None
-        return row[5:] if row[5] is not None else None
+        return row[6:] if row[6] is not None else None
 
     async def _send(
         self,
@@ -194,6 +206,32 @@ class Stage:
             "steering/cancel", on=on, ids=encode(sorted(ids)), reason=encode({"type": "Cancelled"}), keep=True
         )
         return sorted(row[0] for row in rows if row[2] is not None)
+
+    async def admit(
+        self,
+        *lines: str,
+        most: int = 1000,
+        worker: int | None = None,
+        places: list[tuple[int, int, int]] | None = None,
+        on: Connection | None = None,
+    ) -> Admitted:
+        """Looks at some lines, without any at those that were knocked at; a place is (lane, pool, room)."""
+        pools = [{"lane": lane, "pool": pool, "room": room} for lane, pool, room in places or ()]
+        rows = await self.run(
+            "limiting/admit",
+            on=on,
+            given=list(lines) or None,
+            most=most,
+            worker=worker,
+            pools=encode(pools),
+            report=True,
+        )
+        return Admitted(
+            claims=[row[6:] for row in rows if row[0] == "claim"],
+            queues={row[1]: row[2] for row in rows if row[0] == "queue"},
+            lines={row[1]: (row[2], row[3], row[4], row[5]) for row in rows if row[0] == "line"},
+            wake=min((row[5] for row in rows if row[0] == "wake"), default=None),
+        )
 
     async def history(self, id_: int) -> list[Row]:
         """An instance's transitions: seq, outcome, step, attempt, took, worker, error, state."""

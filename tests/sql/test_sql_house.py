@@ -138,6 +138,7 @@ async def test_every_statement_runs_with_an_empty_search_path(stage: Stage) -> N
     }  # fmt: skip
     arrays: dict[str, Any] = {
         "testing/due": {"lanes": [1]},
+        "signalling/send": {"lanes": [1]},
         "workers/register": {"lanes": [1], "queues": "{}"},
         "workers/heartbeat": {"lanes": [1]},
         "pruning/runs": {"keep": 1.0},

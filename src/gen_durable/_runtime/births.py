@@ -30,6 +30,11 @@ class Birth:
     def __init__(self, births: Births, worker: int, places: dict[LocalQueue, int]) -> None:
         self.worker = worker
         self.lanes = [lane for queue in places for lane in queue.lanes]
+        self.pools = [
+            {"lane": lane, "pool": pool, "room": room}
+            for pool, (queue, room) in enumerate(places.items())
+            for lane in queue.lanes
+        ]
         self.started: set[int] = set()  # ids of the rows that the worker has taken
         self.late: list[Claim] = []  # those that came when its life was over: the caller is to release them
         self._births = births
@@ -120,6 +125,14 @@ class Births:
         places = {queue: 1 for queue in self._queues if queue.lanes and _has_room(queue, 1)}
         return self._begin(places) if places else None
 
+    def expect_all(self) -> Birth | None:
+        """Keeps every place there is, for rows that their limits let go; None where there is none."""
+        if not self._ready:
+            return None
+        free = [queue for queue in self._queues if queue.lanes and _has_room(queue, 1)]
+        places = {queue: queue.concurrency - queue.load for queue in free}
+        return self._begin(places) if places else None
+
     @property
     def _ready(self) -> bool:
         """Whether nothing is just being claimed that a row which comes another way would pass by."""
@@ -141,8 +154,9 @@ class Births:
         for id_, row, at in rows:
             spec, queue = self._claimer.specs[row.lane]
             held = Held(
-                id_, 0, row.lane, row.step, bytes(row.state), 0, 0, row.priority, row.key, at, at, spec, queue, now
-            )
+                id_, 0, row.lane, row.step, bytes(row.state), 0, 0, row.priority, row.key, at, at, spec, queue, now,
+                own_gate=row.own_gate,
+            )  # fmt: skip
             self._held[id_] = held
             got.setdefault(queue, []).append(held)
         for batch in got.values():
@@ -200,6 +214,6 @@ def _has_room(queue: LocalQueue, count: int) -> bool:
     Nothing that waits may be passed by: so not while anything is announced. (What is buffered has places of its own,
     and starts first.)
     """
-    if queue.closed or queue.paused or not queue.empty:
+    if queue.closed or queue.paused or queue.capped or not queue.empty:
         return False
     return queue.load + count <= queue.concurrency

@@ -12,7 +12,7 @@ import msgspec
 from gen_durable._runtime.held import Held, LocalQueue
 from gen_durable._runtime.link import Link, LinkDown
 from gen_durable._runtime.service import Service
-from gen_durable._store.operation import Catalog, Row
+from gen_durable._store.operation import Catalog, Operation, Request, Row
 from gen_durable.events import ClaimEvent, Hooks, emit
 from gen_durable.machine import MachineSpec
 
@@ -117,19 +117,16 @@ class Claimer(Service):
 
     async def claim(self, wanted: dict[LocalQueue, int]) -> None:
         """Claims up to so many rows for each of these queues, and puts them into its buffer."""
-        wants = [
-            {"lane": lane, "pool": pool, "room": room, "solo": len(queue.lanes) == 1}
-            for pool, (queue, room) in enumerate(wanted.items())
-            for lane in queue.lanes
-        ]
         for queue in wanted:
             # Cleared before the statement: what is announced while it runs must not be forgotten.
             queue.empty = True
         started = time.monotonic()
-        request = self._sql["claiming/claim"].bind(worker=self._worker, wants=msgspec.json.encode(wants).decode())
         self.claiming = True
         try:
-            rows = await self._link.fetch(request)
+            if any(queue.capped for queue in wanted):
+                rows = await self._link.together(self._below_caps(wanted))
+            else:
+                rows = await self._link.fetch(self._request(wanted))
         except BaseException as error:
             self._check_at = 0.0  # it may have claimed rows that we never heard of
             if isinstance(error, LinkDown):  # or was it too much for the link's deadline?
@@ -160,6 +157,25 @@ class Claimer(Service):
             await self._put_off(put_off)
         if self._hooks.claim and rows:
             emit(self._hooks.claim, ClaimEvent(wanted=sum(wanted.values()), got=len(rows), took=now - started))
+
+    def _request(self, wanted: dict[LocalQueue, int]) -> Request:
+        wants = [
+            {"lane": lane, "pool": pool, "room": room, "solo": len(queue.lanes) == 1, "counted": queue.capped}
+            for pool, (queue, room) in enumerate(wanted.items())
+            for lane in queue.lanes
+        ]
+        return self._sql["claiming/claim"].bind(worker=self._worker, wants=msgspec.json.encode(wants).decode())
+
+    def _below_caps(self, wanted: dict[LocalQueue, int]) -> Operation[list[Row]]:
+        """A claim of no more than the queues' caps leave, in the transaction that has counted."""
+        capped = sorted(queue.name for queue in wanted if queue.capped)
+        rooms: dict[str, int] = dict((yield self._sql["limiting/rooms"].bind(queues=capped)))
+        # One whose cap has just been taken away is left for the next claim, which knows that.
+        allowed = {
+            queue: min(room, rooms.get(queue.name, 0)) if queue.capped else room for queue, room in wanted.items()
+        }
+        allowed = {queue: room for queue, room in allowed.items() if room > 0}
+        return (yield self._request(allowed)) if allowed else []
 
     def _patience(self, queue: LocalQueue, count: int) -> float:
         """Seconds until the next look at a queue that gave fewer rows than asked for.
@@ -199,12 +215,17 @@ class Claimer(Service):
         """Makes claims of the rows of ``claim.sql``, but for those that go to ``put_off``."""
         got: dict[LocalQueue, list[Held]] = {}
         held_rows = self._held
-        for id_, rev, lane, step, state, attempt, crashes, priority, key, due_at, inserted_at, parent, waits in rows:
+        for (
+            id_, rev, lane, step, state, attempt, crashes, priority, key, due_at, inserted_at, parent, waits, gate, own,
+            rate,
+        ) in rows:  # fmt: skip
             spec, queue = self.specs[lane]
             held = Held(
                 id_, rev, lane, step, state, attempt, crashes, priority, key, due_at, inserted_at, spec, queue, now,
-                parent, waits,
+                parent, waits, gate, own, rate,
             )  # fmt: skip
+            if rate is not None:
+                queue.punctual = True
             if crashes and self._must_wait(held):
                 put_off.append((id_, rev))
                 continue
@@ -225,7 +246,7 @@ class Claimer(Service):
         self._pace[queue.name] += SMOOTHING * (pace - self._pace[queue.name])
         self._marks[queue.name] = (now, queue.started)
         ahead = min(self._prefetch, int(self._pace[queue.name] * self._trip * 2))
-        queue.ahead = min(ahead, int(AHEAD_BYTES / queue.bytes))
+        queue.ahead = 0 if queue.punctual or queue.capped else min(ahead, int(AHEAD_BYTES / queue.bytes))
 
     async def _give_back_stuck(self, queue: LocalQueue, now: float) -> None:
         if queue.buffer and (queue.paused or (queue.saturated and now - queue.buffer[0].buffered_at > STUCK_SECONDS)):

@@ -24,6 +24,7 @@ from gen_durable.config import Settings
 from gen_durable.context import ChildResult, Context, Signal
 from gen_durable.errors import InvalidOutcome, InvalidState, StateDecodeError
 from gen_durable.events import Hooks, StepEvent, emit
+from gen_durable.limits import check_known
 from gen_durable.machine import MachineSpec, StepSpec
 from gen_durable.outcome import KEEP, Await, Cancel, Done, Next, Outcome, Retry, RetryAfter, Sleep, Spawn, Stop
 from gen_durable.status import TransitionKind
@@ -181,7 +182,7 @@ class Executor:
         state = self._state(held, subject)
         match outcome:
             case Next():
-                return await self._next(held, outcome, state)
+                return await self._next(held, subject, outcome, state)
             case Done(result=result):
                 record = self._end(held, TransitionKind.DONE)
                 record.state = state
@@ -193,11 +194,12 @@ class Executor:
                 return self._back(held, TransitionKind.RETRY, held.step, delay, held.attempt + 1, state)
             case Sleep(seconds=seconds, then=then):
                 self._check_step(held, then)
-                return _progress(held, self._back(held, TransitionKind.SLEEP, then, seconds, 0, state))
+                record = self._back(held, TransitionKind.SLEEP, then, seconds, 0, state)
+                return _progress(held, self._limited(held, record, subject))
             case Await():
-                return self._await_signal(held, outcome, state)
+                return self._limited(held, self._await_signal(held, outcome, state), subject)
             case Spawn():
-                return await self._spawn(held, outcome, state)
+                return self._limited(held, await self._spawn(held, outcome, state), subject)
             case Stop(reason=reason):
                 record = self._end(held, TransitionKind.FAILED)
                 record.state, record.error = state, reason_json("Stop", reason)
@@ -227,14 +229,22 @@ class Executor:
                 f"its steps are {', '.join(held.spec.steps)}"
             )
 
-    async def _next(self, held: Held, outcome: Next, state: msgspec.Raw | None) -> Record:
+    async def _next(self, held: Held, subject: Any, outcome: Next, state: msgspec.Raw | None) -> Record:
         self._check_step(held, outcome.step)
         queue = held.queue.name if outcome.queue is KEEP else outcome.queue
         moved = queue != held.queue.name
         urgency = held.priority if outcome.priority is KEEP else outcome.priority
-        if not moved and urgency == held.priority and not outcome.delay and self._may_run_ahead(held, outcome.step):
-            return _progress(held, Record(held.id, held.rev, ON, outcome.step, state, kind=TransitionKind.NEXT))
-        record = _progress(held, self._back(held, TransitionKind.NEXT, outcome.step, outcome.delay or 0.0, 0, state))
+        record = self._back(held, TransitionKind.NEXT, outcome.step, outcome.delay or 0.0, 0, state)
+        _progress(held, self._limited(held, record, subject, outcome))
+        if (
+            not moved
+            and urgency == held.priority
+            and not outcome.delay
+            and self._may_run_ahead(held, outcome.step)
+            and _keeps_slot(held, record)
+        ):
+            record.op, record.delay, record.attempt, record.crashes = ON, None, None, None
+            return record
         record.priority = urgency
         if moved:
             record.lane = await self._needs.lane_of(held.spec, queue)
@@ -260,6 +270,28 @@ class Executor:
         record.spare = len(rows) - outcome.join if outcome.success else None
         record.rest = outcome.cancel_rest or None
         return _progress(held, record)
+
+    def _limited(self, held: Held, record: Record, subject: Any, given: Next | None = None) -> Record:
+        """Says which limits the next step has; of one that has none, after one that had none, there is nothing to say.
+
+        Raises:
+            InvalidArgument: a limit is not known, or what the machine says of one is wrong.
+        """
+        step = held.spec.steps[record.step or held.step]
+        if not (step.limited or (given is not None and given.limited) or held.own_gate or held.gate or held.rate):
+            return record
+        limits = held.spec.limits_of(
+            step.name,
+            subject,
+            held.own_gate,
+            concurrency_key=KEEP if given is None else given.concurrency_key,
+            rate_limit=KEEP if given is None else given.rate_limit,
+            weight=KEEP if given is None else given.weight,
+        )
+        check_known(limits, self._client._rates)
+        if (limits.gate, limits.rate) != (None, None) or held.gate or held.rate:
+            record.limits, record.gate, record.rate, record.weight = True, limits.gate, limits.rate, limits.weight
+        return record
 
     def _may_run_ahead(self, held: Held, step: str) -> bool:
         if self.draining or held.queue.paused or not self._settings.run_ahead or not held.spec.steps[step].run_ahead:
@@ -383,6 +415,11 @@ def _is_ours(held: Held, error: BaseException) -> bool:
 
 def _signals(rows: Iterable[InboxRow]) -> list[Signal]:
     return [Signal(row.id, row.name, row.payload, row.sent_at) for row in rows]
+
+
+def _keeps_slot(held: Held, record: Record) -> bool:
+    """Whether the next step may run under what this claim holds."""
+    return not record.limits or (record.rate is None and record.gate in (None, held.gate))
 
 
 def _progress(held: Held, record: Record) -> Record:

@@ -11,6 +11,7 @@ from typing import Protocol
 import msgspec
 import psycopg
 
+from gen_durable._runtime.admitter import Admitter
 from gen_durable._runtime.held import Held
 from gen_durable._runtime.link import Link, LinkDown
 from gen_durable._runtime.record import END, ON, WAIT, Record, encode_records, error_json
@@ -28,6 +29,7 @@ BATCH = 1000
 BATCH_BYTES = 4_000_000
 FAMILY = 2000  # children that are inserted in one transaction, unless one outcome has more
 LONGEST_PAUSE = 5.0
+KNOCKED = -3  # the mark of commit.sql's answer that counts the lines
 _REFUSALS = (
     psycopg.DataError,
     psycopg.IntegrityError,
@@ -54,6 +56,9 @@ class Settled(Protocol):
     def awake(self, lanes: set[int]) -> None:
         """A commit has woken rows of these lanes: a join has opened, or a signal was there already."""
 
+    def knocked(self) -> None:
+        """A commit has put rows into lines of limits."""
+
     def wake_list(self, batch: list[Entry]) -> list[str]:
         """The queues whose other workers are to be told about rows that go back."""
         ...
@@ -63,7 +68,14 @@ class Flusher:
     """Sends outcomes. No timer: on an idle system a lone outcome goes at once, under load groups grow by themselves."""
 
     def __init__(
-        self, link: Link, sql: Catalog, worker: int, settled: Settled, hooks: Hooks, keep: Callable[[Held], float]
+        self,
+        link: Link,
+        sql: Catalog,
+        worker: int,
+        settled: Settled,
+        hooks: Hooks,
+        keep: Callable[[Held], float],
+        admitter: Admitter | None = None,
     ) -> None:
         self._link = link
         self._sql = sql
@@ -71,6 +83,7 @@ class Flusher:
         self._settled = settled
         self._hooks = hooks
         self._keep = keep
+        self._admitter = admitter
         self._pending: list[Entry] = []
         self._more = asyncio.Event()
         self._idle = asyncio.Event()
@@ -189,19 +202,33 @@ class Flusher:
             first=msgspec.json.encode(locked_first(batch)).decode(),
             wake=wake,
         )
-        if batch[0][0].spawning:
+        freed = sorted({held.gate for held, record in batch if held.gate is not None and _frees(record)})
+        if freed and self._admitter is not None:
+            with self._admitter.looking_at(freed) as look:
+                rows, look.rows = await self._link.together(self._with_look(request, batch, look.request))
+            await self._admitter.let_go(look)
+        elif batch[0][0].spawning:
             rows = await self._link.together(self._with_children(request, batch))
         else:
             rows = await self._link.fetch(request)
         if lanes := {lane for _, _, lane in rows if lane is not None}:
             self._settled.awake(lanes)
+        if any(rev == KNOCKED for _, rev, _ in rows):
+            self._settled.knocked()
         return {(id_, rev - 1) for id_, rev, _ in rows if rev >= 0}
+
+    def _with_look(self, request: Request, batch: list[Entry], look: Request) -> Operation[tuple[list[Row], list[Row]]]:
+        """The commit and, in its transaction, a look at the lines in which it frees slots."""
+        rows = yield from self._with_children(request, batch)
+        return rows, (yield look)
 
     def _with_children(self, request: Request, batch: list[Entry]) -> Operation[list[Row]]:
         """The commit and, in its transaction, the children of the rows whose claim still held."""
         rows = yield request
         parked = {(id_, rev - 1) for id_, rev, _ in rows if rev >= 0}
         children = [child for entry in batch if _fence(entry) in parked for child in entry[0].spawning or ()]
+        if not children:
+            return rows
         placed, _ = yield from insert_all(self._sql, children, together=True)
         for place, child in zip(placed, children, strict=True):
             if place.duplicate:
@@ -269,6 +296,8 @@ class Flusher:
         held.step = record.step or held.step
         held.attempt = held.crashes = 0
         held.chain_steps += 1
+        if record.limits:
+            held.gate, held.rate = record.gate, record.rate
         if record.state is not None:
             held.raw = bytes(record.state)
         if held.waits is not None:
@@ -290,6 +319,11 @@ class Flusher:
             )
             if self._hooks.stale:
                 emit(self._hooks.stale, StaleEvent(id=held.id, machine=held.spec.name, step=held.step))
+
+
+def _frees(record: Record) -> bool:
+    """Whether an outcome gives up its slot; what goes on keeps it, or goes on without any."""
+    return record.op != ON or (record.limits is True and record.gate is None)
 
 
 def _fence(entry: Entry) -> Fence:

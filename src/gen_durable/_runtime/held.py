@@ -85,15 +85,18 @@ class Held:
         "chain_steps",
         "crashes",
         "due_at",
+        "gate",
         "gone",
         "handled",
         "id",
         "inserted_at",
         "key",
         "lane",
+        "own_gate",
         "parent_id",
         "priority",
         "queue",
+        "rate",
         "raw",
         "rev",
         "spawning",
@@ -122,6 +125,9 @@ class Held:
         buffered_at: float,
         parent_id: int | None = None,
         waits: bytes | None = None,
+        gate: str | None = None,
+        own_gate: str | None = None,
+        rate: str | None = None,
     ) -> None:
         self.id = id
         self.rev = rev
@@ -142,6 +148,9 @@ class Held:
         self.chain_since = buffered_at
         self.parent_id = parent_id
         self.waits: Waits | None = None if waits is None else decode_waits(waits)
+        self.gate = gate  # the line of the concurrency key that it holds
+        self.own_gate = own_gate  # that of the instance: for steps without one of their own
+        self.rate = rate
         self.spawning: list[NewInstance] | None = None  # the children that its outcome inserts
         self.task: asyncio.Task[None] | None = None  # that runs it
         self.gone = False  # it was cancelled: what comes of it is dropped
@@ -170,6 +179,8 @@ class LocalQueue:
         self.misses = 0  # claims in a row that found nothing, where other workers may have been at it
         self.bytes = 1.0  # of state that a row has, lately
         self.ahead = 0  # how many to hold beyond what runs
+        self.capped = False  # a cap of the whole cluster holds for it
+        self.punctual = False  # none: it has steps with a rate, whose tokens count from their start
         self._run = run
         self._parked: list[asyncio.Future[None]] = []
         self._tasks: set[asyncio.Task[None]] = set()

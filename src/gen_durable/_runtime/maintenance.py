@@ -29,19 +29,29 @@ class Timers(Service):
 
     name = "timers"
 
-    def __init__(self, link: Link, sql: Catalog, poll_interval: float, announce: Callable[[str | None], None]) -> None:
+    def __init__(
+        self,
+        link: Link,
+        sql: Catalog,
+        poll_interval: float,
+        announce: Callable[[str | None], None],
+        limits: Callable[[float], None],
+    ) -> None:
         super().__init__()
         self._link = link
         self._sql = sql
         self._poll_interval = poll_interval
         self._announce = announce
+        self._limits = limits  # is told in how many seconds lines of limits need a look
         self._next_at = 0.0
 
     async def once(self) -> float:
         """Promotes what is due; sleeps until the database's clock reaches the next."""
         self._next_at = math.inf  # what is expected while the statement runs may be missing in its answer
         rows = await self._link.fetch(self._sql["timing/promote"].bind(batch=BATCH))
-        count, _, until_next = rows[0]
+        count, _, until_next, look_in = rows[0]
+        if look_in is not None:
+            self._limits(look_in)
         if count:
             self._announce(None)
         if count == BATCH:
@@ -133,6 +143,7 @@ class Pruner(Service):
         self._interval = interval
         self._partitions_every = partitions_every
         self._ensure = False
+        self._line = ""  # of the lines of limits, the last that was looked at
         self._partitions_at = time.monotonic()  # now: workers that never live for an hour have to do it too
 
     def ensure_soon(self) -> None:
@@ -162,4 +173,6 @@ class Pruner(Service):
                     log.info("dropped the expired partitions %s", ", ".join(rows[0][0]))
         rows = await self._link.fetch(self._sql["pruning/sweep"].bind(batch=BATCH))
         runs = await self._link.fetch(self._sql["pruning/runs"].bind(keep=REMEMBER_SECONDS, batch=BATCH))
+        lines = await self._link.fetch(self._sql["limiting/forget"].bind(after=self._line, batch=BATCH))
+        self._line = lines[0][1] if lines[0][0] >= BATCH else ""
         return 0.05 if rows[0][0] >= BATCH or runs[0][0] >= BATCH else self._interval

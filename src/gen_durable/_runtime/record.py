@@ -46,11 +46,16 @@ class Record(msgspec.Struct, omit_defaults=True):
     children: int | None = None
     spare: int | None = None
     rest: bool | None = None
+    limits: bool | None = None
+    gate: str | None = None
+    rate: str | None = None
+    weight: int | None = None
 
     def fail(self, error: dict[str, Any], keep: float) -> None:
         """Turns the record into one that ends the instance as failed: for an outcome that the database refuses."""
         self.op, self.kind = END, int(TransitionKind.FAILED)
         self.state = self.result = self.step = self.signals = self.afresh = self.awaits = self.children = None
+        self.limits = None
         self.error, self.keep = error, None if math.isinf(keep) else keep
 
 

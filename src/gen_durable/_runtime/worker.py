@@ -11,6 +11,7 @@ from typing import Any
 
 import psycopg
 
+from gen_durable._runtime.admitter import Admitter
 from gen_durable._runtime.births import Birth, Births
 from gen_durable._runtime.claimer import Claimer
 from gen_durable._runtime.control import Control, Listener
@@ -106,9 +107,6 @@ class Worker(Listener):
         self._control = Control(settings, self._url, self._sql, self._hooks, self)
         self.id = await self._control.start()
         self._executor = Executor(settings, self._hooks, self, self._needs, self.id, self._client, self._threads)
-        self._flusher = Flusher(
-            commits, self._sql, self.id, self, self._hooks, lambda held: self._executor.keep(held.spec)
-        )
         poll = settings.poll_interval if self._control.listening else min(settings.poll_interval, POLL_UNHEARD)
         self._claimer = Claimer(
             claims,
@@ -124,7 +122,26 @@ class Worker(Listener):
             commits_lag=self._commits_lag,
         )
         self._births.open(self.id, self._claimer, self._commits_lag)
-        self._timers = Timers(self._service_link, self._sql, poll, self._claimer.announce)
+        self._admitter = Admitter(
+            self._link("limits"),
+            self._sql,
+            self.id,
+            self._births,
+            self._hooks,
+            poll_interval=poll,
+            announce=self._claimer.announce,
+            release=self._claimer.release,
+        )
+        self._flusher = Flusher(
+            commits,
+            self._sql,
+            self.id,
+            self,
+            self._hooks,
+            lambda held: self._executor.keep(held.spec),
+            self._admitter,
+        )
+        self._timers = Timers(self._service_link, self._sql, poll, self._claimer.announce, self._admitter.expect)
         # Where notifications come, schedules are asked for only then, and when one is due.
         look = LONGEST_POLL if self._control.listening else settings.poll_interval
         self._schedules = Schedules(self._service_link, self._sql, self._hooks, look, self._claimer.announce)
@@ -153,13 +170,15 @@ class Worker(Listener):
         """Which lanes of its queues this worker can run, and which queues are paused."""
         rows = await self._service_link.fetch(self._sql["queues/known"].bind(queues=list(self.queues)))
         lanes: dict[str, list[int]] = {name: [] for name in self.queues}
-        paused = set()
-        for queue, machine, version, lane, is_paused, mark in rows:
+        paused, capped = set(), set()
+        for queue, machine, version, lane, is_paused, is_capped, mark in rows:
             self._control.lane_mark = mark
             if queue is None:
                 break  # there is no lane yet
             if is_paused:
                 paused.add(queue)
+            if is_capped:
+                capped.add(queue)
             spec = self._machines.get((machine, version))
             if spec is not None:
                 self._claimer.specs[lane] = (spec, self.queues[queue])
@@ -167,6 +186,7 @@ class Worker(Listener):
         for name, known in lanes.items():
             self.queues[name].lanes = known
             self.queues[name].paused = name in paused
+            self.queues[name].capped = name in capped
             self.queues[name].wake_one()
         self._control.lanes = sorted(self._claimer.specs)
         self._claimer.announce(None)
@@ -180,7 +200,7 @@ class Worker(Listener):
 
     async def run(self) -> None:
         """Works until drained or declared dead; the caller restarts a dead one under a new id."""
-        services = (self._timers, self._schedules, self._reaper, self._pruner)
+        services = (self._timers, self._schedules, self._reaper, self._pruner, self._admitter)
         try:
             async with asyncio.TaskGroup() as group:
                 claims = group.create_task(self._claimer.run(), name="gen_durable claimer")
@@ -274,6 +294,8 @@ class Worker(Listener):
             self._client._ended(int(name))
         elif kind == "s":
             self._schedules.wake()
+        elif kind == "k":
+            self._admitter.knock()
         else:
             self._timers.wake()
             self._schedules.wake()
@@ -338,6 +360,7 @@ class Worker(Listener):
         """A claim has ended."""
         self._claimer.forget(held)
         self._left.set()
+        self._below_cap(held.queue)
         if self._claimer.held_up:
             self._claimer.wake()
         if record is None:
@@ -358,6 +381,12 @@ class Worker(Listener):
                 self._timers.expect(record.delay)
             else:
                 self._claimer.announce(self._queue_of(held, record))
+
+    def _below_cap(self, queue: LocalQueue) -> None:
+        """A claim has ended: where the queue has a cap in the cluster, somebody may claim again."""
+        if queue.capped:
+            self._claimer.announce(queue.name)
+            self._client._bell.later(queue.name)
 
     def refused(self, held: Held, error: DuplicateInstance) -> None:
         """A child's key is taken: the step gets that as its error."""
@@ -381,6 +410,7 @@ class Worker(Listener):
             return
         held.gone = True
         self._claimer.forget(held)
+        self._below_cap(held.queue)
         self._left.set()
         if held.task is not None:
             held.task.cancel()
@@ -411,6 +441,10 @@ class Worker(Listener):
     def expect_one(self) -> Birth | None:
         """Keeps a place for a row that a signal may wake, of whichever lane; None: it is to be claimed."""
         return self._births.expect_one()
+
+    def knocked(self) -> None:
+        """Rows have come into lines of limits, or something was freed there."""
+        self._admitter.knock()
 
     def inserted(self, queues: set[str], soonest: float | None) -> None:
         """The client of this process has inserted rows."""

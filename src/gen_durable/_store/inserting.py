@@ -49,13 +49,18 @@ class NewInstance(msgspec.Struct, omit_defaults=True):
     delay: float | None = None
     at: datetime | None = None
     scope: int | None = None
-    own_id: int | None = None
-    parent_id: int | None = None
-    parent_spawn: int | None = None
     gate: str | None = None
     own_gate: str | None = None
     rate: str | None = None
     weight: int | None = None
+    own_id: int | None = None
+    parent_id: int | None = None
+    parent_spawn: int | None = None
+
+    @property
+    def limited(self) -> bool:
+        """Whether it waits in a line when it is due."""
+        return self.gate is not None or self.rate is not None
 
 
 class Placed(NamedTuple):

@@ -37,7 +37,8 @@ class Delivery(NamedTuple):
     """What became of a signal.
 
     ``fresh``: it is in the inbox now, and was not there before; ``woken``: it woke the instance, which somebody is to
-    claim; ``told``: other workers know of that; ``started``: the instance was inserted for it.
+    claim; ``told``: other workers know of that; ``started``: the instance was inserted for it; ``knocked``: the woken
+    one waits for its limit.
     """
 
     id: int
@@ -46,6 +47,7 @@ class Delivery(NamedTuple):
     woken: bool
     told: bool
     started: bool = False
+    knocked: bool = False
 
 
 def deliver(
@@ -68,11 +70,11 @@ def deliver(
     )
     if not rows:
         return None
-    id_, queue, fresh, woken, told, *claim = rows[0]
+    id_, queue, fresh, woken, told, knocked, *claim = rows[0]
     claimed = claim[0] is not None
     if claimed and place is not None:
         place.claimed(tuple(claim))
-    return Delivery(id_, queue, fresh, woken and not claimed, bool(told))
+    return Delivery(id_, queue, fresh, woken and not claimed, bool(told), knocked=knocked)
 
 
 def deliver_or_insert(

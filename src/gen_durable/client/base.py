@@ -48,6 +48,10 @@ class _LocalWorker:
         """Rows were inserted."""
         raise NotImplementedError
 
+    def knocked(self) -> None:
+        """Rows have come into lines of limits, or something was freed there."""
+        raise NotImplementedError
+
     def lanes_changed(self) -> None:
         """There are new lanes."""
         raise NotImplementedError

@@ -125,17 +125,19 @@ class InsertingCalls(WaitingCalls):
         if not checked:
             return []
         await self._place(checked)
-        queues = {lane.queue for _, lane, row in checked if not row.delay}  # "at" may have passed
+        queues = {lane.queue for _, lane, row in checked if not (row.delay or row.limited)}  # "at" may have passed
         later = any(row.delay or row.at is not None for _, _, row in checked)
         rows = [row for _, _, row in checked]
-        free = not later and all(row.gate is None and row.rate is None for row in rows)
-        birth = self._local.expect(Counter(row.lane for row in rows)) if free and self._local is not None else None
+        limited = any(row.limited for row in rows)
+        birth = None
+        if self._local is not None and not (later or limited):
+            birth = self._local.expect(Counter(row.lane for row in rows))
         others: set[str] = set()
         if birth is None:
-            counts = Counter(lane.queue for _, lane, row in checked if not row.delay)
+            counts = Counter(lane.queue for _, lane, row in checked if not (row.delay or row.limited))
             others = {queue for queue in queues if self._local is None or not self._local.takes(queue, counts[queue])}
         sent = time.monotonic()
-        notify = self._bell.rides_along(others) or later
+        notify = self._bell.rides_along(others) or later or limited
         inserting = insert_all(self._sql, rows, notify=notify, soon=LONGEST_POLL, birth=birth)
         placed, told = await self._bringing(inserting, birth)
         if birth is not None:
@@ -144,7 +146,7 @@ class InsertingCalls(WaitingCalls):
                 for (_, lane, _), place in zip(checked, placed, strict=True)
                 if not place.duplicate and place.id not in birth.started
             }
-        if told and len(others) == 1 and not later:
+        if told and len(others) == 1 and not (later or limited):
             self._bell.told(others, sent)
         elif not (notify and told):
             for queue in others:
@@ -152,6 +154,8 @@ class InsertingCalls(WaitingCalls):
         if self._local is not None:
             waits = [row.delay or 0.0 for _, _, row in checked if row.delay or row.at is not None]
             self._local.inserted(queues, min(waits, default=None))
+            if limited:
+                self._local.knocked()
         return [
             Inserted(self._handle(place.id, row.key, spec.name), place.duplicate)
             for (spec, _, row), place in zip(checked, placed, strict=True)

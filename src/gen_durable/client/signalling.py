@@ -127,6 +127,10 @@ class SignallingCalls(InsertingCalls):
     def _announce(self, delivery: Delivery) -> None:
         """A signal may have woken a row: its queue's workers, here and elsewhere, are to look."""
         queue = delivery.queue
+        if delivery.knocked:  # the statement has told of it
+            if self._local is not None:
+                self._local.knocked()
+            return
         if not delivery.woken or queue is None:
             return
         here = self._wakes_here = self._local is not None and self._local.takes(queue, 1)

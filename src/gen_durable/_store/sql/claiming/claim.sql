@@ -1,12 +1,14 @@
 -- Claims due rows for a worker: as many as it has room for, in the order priority, due time, id in each queue.
 --
 -- Parameters: worker (its id); wants, a JSON list of {lane, pool, room, solo}: the lanes that the worker knows, the
---   queue ("pool", a number of the worker's own) that each belongs to, how many rows that queue has room for, and
---   whether the lane is the only one of its pool (then its rows need no merging).
+--   queue ("pool", a number of the worker's own) that each belongs to, how many rows that queue has room for, whether
+--   the lane is the only one of its pool (then its rows need no merging), and counted, when the room is what the queue's cap
+--   leaves, counted in this transaction (rooms.sql).
 -- Locks: the picked rows FOR NO KEY UPDATE SKIP LOCKED, in index order; it never waits for a row.
--- Answer: the rows; the last column is null but for a row with an inbox, an await or a spawn: {awaits, spawn, left, spare,
---   rest, signals}. A signal that woke the row is in it: the inbox is read under the row's lock, by a function that sees
---   what has committed since this statement began. (Since then others may have run the row, parked it and woken it.)
+-- Answer: the rows; the last column but three is null but for a row with an inbox, an await or a spawn: {awaits, spawn,
+--   left, spare, rest, signals}. A signal that woke the row is in it: the inbox is read under the row's lock, by a
+--   function that sees what has committed since this statement began. (Since then others may have run the row, parked it
+--   and woken it.)
 -- Index: instances_ready, once per lane; rows that are not due, parked, blocked, executing or terminal are not in it;
 --   workers' primary key; signals' primary key.
 -- Guard: SKIP LOCKED under the status filter: of two workers that race for a row one gets it, the other passes by. The
@@ -16,8 +18,8 @@
 --   equality may be joined the other way round too, by a walk over all rows: plans made while the table was empty did so.
 WITH want AS MATERIALIZED (
     SELECT w.lane, w.pool, w.room, w.solo
-    FROM jsonb_to_recordset(%(wants)s::jsonb) AS w (lane int, pool int, room int, solo boolean)
-    JOIN {schema}.lanes l ON l.id = w.lane AND NOT l.paused
+    FROM jsonb_to_recordset(%(wants)s::jsonb) AS w (lane int, pool int, room int, solo boolean, counted boolean)
+    JOIN {schema}.lanes l ON l.id = w.lane AND NOT l.paused AND (w.counted OR NOT {schema}.is_capped(l.queue))
     WHERE EXISTS (SELECT 1 FROM {schema}.workers k WHERE k.id = %(worker)s::int)
 ),
 peek AS (
@@ -63,4 +65,5 @@ RETURNING i.id, i.rev, i.lane, i.step, i.state, i.attempt, i.crashes, i.priority
             'rest', i.cancel_rest,
             'signals', CASE WHEN i.inbox IS NOT NULL THEN {schema}.read_inbox(i.id) END
         )
-    END
+    END,
+    i.gate, i.own_gate, i.rate

@@ -14,7 +14,8 @@
 --   its inbox under its lock ("awake"): a signal that committed before is seen, one that comes later sees it wait.
 --   A join counts only while its parent waits for this very spawn.
 -- Answer: (id, new rev, lane) of each row that was committed, the lane only where it can run again at once; (id, -1, lane)
---   of each parent whose join opened; (how many notifications went out, -2, null) if any.
+--   of each parent whose join opened; (how many notifications went out, -2, null) if any; (how many lines were knocked
+--   at, -3, null) if any.
 -- The transition that ends an instance needs no row of its own: the terminal row says all of it (its "took" is set then).
 WITH locked AS MATERIALIZED (
     SELECT i.id
@@ -26,6 +27,7 @@ o AS MATERIALIZED (
     SELECT g.id, g.rev, coalesce(g.op, 2::smallint) AS op, g.step, g.state, g.lane, g.priority, g.delay, g.attempt,
         g.crashes, g.result, g.keep, g.error, coalesce(g.kind, 3::smallint) AS kind, g.ran, coalesce(g.tried, 0) AS tried,
         g.took, coalesce(g.history, 1::smallint) AS history, g.signals, g.afresh, g.awaits, g.children, g.spare, g.rest,
+        g.limits, g.gate, g.rate, g.weight, coalesce(g.gate, g.rate) AS line,
         CASE WHEN g.op = 3 THEN {schema}.has_new_signal(g.id, g.awaits, coalesce(g.signals, ARRAY[]::bigint[])) END AS awake
     FROM (SELECT count(*) FROM locked) AS before  -- everything below comes after the locks
     CROSS JOIN json_to_recordset(%(outcomes)s::json) AS g (
@@ -39,13 +41,17 @@ o AS MATERIALIZED (
         history smallint,                                       -- 0 off, 1 (or absent) steps, 2 with the state
         signals bigint[],                                       -- that the step was handed: marked in 3, else consumed
         afresh bigint[],                                        -- that an earlier step was handed, and nobody consumed
-        awaits text[], children int, spare int, rest boolean    -- of what waits
+        awaits text[], children int, spare int, rest boolean,   -- of what waits
+        limits boolean, gate text, rate text, weight int        -- of the next step; limits absent: unchanged
     )
 ),
 went_on AS (
     UPDATE {schema}.instances i
     SET step = o.step, state = coalesce(o.state, i.state), rev = i.rev + 1, attempt = 0, crashes = 0, error = o.error,
-        awaits = NULL, children_left = NULL, children_spare = NULL, cancel_rest = NULL, updated_at = {clock}
+        awaits = NULL, children_left = NULL, children_spare = NULL, cancel_rest = NULL, updated_at = {clock},
+        gate = CASE WHEN o.limits THEN o.gate ELSE i.gate END, rate = CASE WHEN o.limits THEN o.rate ELSE i.rate END,
+        weight = CASE WHEN o.limits THEN o.weight ELSE i.weight END,
+        line = CASE WHEN o.limits THEN o.line ELSE i.line END
     FROM o
     WHERE o.op = 0 AND i.id >= o.id AND i.id <= o.id AND i.rev = o.rev AND i.worker = %(worker)s::int
     RETURNING i.id, i.rev, NULL::int AS lane, i.state, o.kind, o.ran, o.tried, o.took, o.error, o.history, o.signals,
@@ -54,9 +60,10 @@ went_on AS (
 went_back AS (
     UPDATE {schema}.instances i
     SET status = CASE
-            WHEN o.op = 1 THEN CASE WHEN o.delay > 0 THEN 1 ELSE 0 END
-            WHEN o.op = 3 THEN CASE WHEN o.awake THEN 0 ELSE 3 END
-            ELSE CASE WHEN o.children > 0 THEN 4 ELSE 0 END
+            WHEN o.op = 1 AND o.delay > 0 THEN 1
+            WHEN o.op = 3 AND NOT o.awake THEN 3
+            WHEN o.op = 4 AND o.children > 0 THEN 4
+            ELSE {schema}.ready(CASE WHEN o.limits THEN o.line ELSE i.line END)
         END,
         worker = NULL, rev = i.rev + 1,
         due_at = CASE
@@ -71,11 +78,15 @@ went_back AS (
         spawn = CASE WHEN o.op = 4 THEN coalesce(i.spawn, 0) + 1 ELSE i.spawn END,
         children_left = CASE WHEN o.op = 4 THEN o.children WHEN o.kind = 1 THEN i.children_left END,
         children_spare = CASE WHEN o.op = 4 THEN o.spare WHEN o.kind = 1 THEN i.children_spare END,
-        cancel_rest = CASE WHEN o.op = 4 THEN o.rest WHEN o.kind = 1 THEN i.cancel_rest END
+        cancel_rest = CASE WHEN o.op = 4 THEN o.rest WHEN o.kind = 1 THEN i.cancel_rest END,
+        gate = CASE WHEN o.limits THEN o.gate ELSE i.gate END, rate = CASE WHEN o.limits THEN o.rate ELSE i.rate END,
+        weight = CASE WHEN o.limits THEN o.weight ELSE i.weight END,
+        line = CASE WHEN o.limits THEN o.line ELSE i.line END
     FROM o
     WHERE o.op IN (1, 3, 4) AND i.id = ANY (ARRAY[o.id]) AND i.rev = o.rev AND i.worker = %(worker)s::int
     RETURNING i.id, i.rev, CASE WHEN o.op > 1 AND i.status = 0 THEN i.lane END AS lane, i.state, o.kind, o.ran, o.tried,
-        o.took, o.error, o.history, CASE WHEN o.kind <> 1 THEN o.signals END AS signals, o.afresh
+        o.took, o.error, o.history, CASE WHEN o.kind <> 1 THEN o.signals END AS signals, o.afresh,
+        CASE WHEN i.status = 5 THEN i.line END AS line
 ),
 ended AS (
     DELETE FROM {schema}.instances i
@@ -83,7 +94,7 @@ ended AS (
     WHERE o.op = 2 AND i.id >= o.id AND i.id <= o.id AND i.rev = o.rev AND i.worker = %(worker)s::int
     RETURNING i.id, i.rev + 1 AS rev, coalesce(o.state, i.state) AS state, i.inserted_at, i.lane, i.crashes, i.priority,
         i.key, i.scope, i.inbox, i.watched, i.parent_id, i.parent_spawn, i.spawn,
-        i.awaits, i.children_left, i.children_spare, i.cancel_rest,
+        i.awaits, i.children_left, i.children_spare, i.cancel_rest, i.gate, i.own_gate, i.rate, i.weight,
         o.result, o.keep, o.error, o.kind, coalesce(o.ran, i.step) AS ran, o.tried, o.took, o.history,
         o.history = 1 AND (o.kind > 3 OR o.error IS NULL) AS speaks  -- its last transition is the terminal row itself
 ),
@@ -91,7 +102,7 @@ buried AS (
     INSERT INTO {schema}.finished (
         id, rev, inserted_at, finished_at, expires_at, bucket, lane, worker, attempt, crashes, status, priority, step,
         key, state, result, error, took, scope, parent_id, parent_spawn, spawn,
-        awaits, children_left, children_spare, cancel_rest, inbox
+        awaits, children_left, children_spare, cancel_rest, inbox, gate, own_gate, rate, weight
     )
     SELECT e.id, e.rev, e.inserted_at, {clock}, x.expires_at, {schema}.bucket_of(e.keep, x.expires_at),
         e.lane, %(worker)s::int, e.tried, e.crashes,
@@ -99,7 +110,9 @@ buried AS (
         CASE WHEN e.speaks THEN e.took END, e.scope, e.parent_id, e.parent_spawn, e.spawn,
         CASE WHEN e.kind > 3 THEN e.awaits END, CASE WHEN e.kind > 3 THEN e.children_left END,
         CASE WHEN e.kind > 3 THEN e.children_spare END, CASE WHEN e.kind > 3 THEN e.cancel_rest END,
-        CASE WHEN e.kind > 3 THEN x.inbox END
+        CASE WHEN e.kind > 3 THEN x.inbox END, CASE WHEN e.kind > 3 THEN e.gate END,
+        CASE WHEN e.kind > 3 THEN e.own_gate END, CASE WHEN e.kind > 3 THEN e.rate END,
+        CASE WHEN e.kind > 3 THEN e.weight END
     FROM ended e
     CROSS JOIN LATERAL (
         SELECT coalesce({clock} + make_interval(secs => e.keep), 'infinity') AS expires_at,
@@ -162,7 +175,8 @@ counted AS MATERIALIZED (
 joined AS (
     UPDATE {schema}.instances p
     SET status = CASE
-            WHEN {schema}.join_opens(p.children_left, p.children_spare, c.ends, c.good) THEN 0 ELSE 4
+            WHEN {schema}.join_opens(p.children_left, p.children_spare, c.ends, c.good) THEN {schema}.ready(p.line)
+            ELSE 4
         END,
         due_at = CASE
             WHEN {schema}.join_opens(p.children_left, p.children_spare, c.ends, c.good) THEN {clock} ELSE p.due_at
@@ -171,7 +185,14 @@ joined AS (
         children_spare = p.children_spare - (c.ends - c.good)
     FROM counted c
     WHERE p.id = ANY (ARRAY[c.parent_id]) AND p.status = 4 AND p.spawn = ANY (ARRAY[c.parent_spawn])
-    RETURNING p.id, p.status, p.lane
+    RETURNING p.id, p.status, p.lane, p.line
+),
+knocked AS (
+    INSERT INTO {schema}.knocks (line)
+    SELECT b.line FROM went_back b WHERE b.line IS NOT NULL
+    UNION
+    SELECT j.line FROM joined j WHERE j.status = 5
+    RETURNING line
 ),
 told AS (
     SELECT pg_notify('{channel}', m.message)
@@ -192,3 +213,5 @@ UNION ALL
 SELECT j.id, -1, j.lane FROM joined j WHERE j.status = 0
 UNION ALL
 SELECT count(*), -2, NULL FROM told HAVING count(*) > 0
+UNION ALL
+SELECT count(*), -3, NULL FROM knocked HAVING count(*) > 0

@@ -4,7 +4,8 @@
 --   whether to wake idle workers; soon, the seconds within which something must be due for timers to be woken; worker,
 --   the id of the worker that keeps places for all of these rows (null: none does).
 -- Locks: the new rows, in key order, so that two calls with the same keys in opposite orders can't deadlock; it waits for
---   another transaction that is just inserting the same key.
+--   another transaction that is just inserting the same key. A row with a limit is blocked, and knocks at its line: a new
+--   row of knocks, which nobody waits for.
 -- Index: instances_key decides about duplicates; workers' primary key.
 -- Guard: the unique index. A reservation of the key (status 9) is in it too; a row of scope 0 collides with nothing. A row
 --   is born claimed only where a claim would get it: its lane is not paused and the worker is in the workers table. Its
@@ -16,16 +17,20 @@
 WITH given AS MATERIALIZED (
     SELECT coalesce(g.own_id, nextval('{schema}.instances_id_seq')) AS id, g.*,
         coalesce(g.at, {clock} + make_interval(secs => coalesce(g.delay, 0))) AS due_at,
-        CASE WHEN g.at IS NULL AND coalesce(g.delay, 0) = 0 AND NOT l.paused THEN (
+        coalesce(g.gate, g.rate) AS line,
+        CASE WHEN g.at IS NULL AND coalesce(g.delay, 0) = 0 AND coalesce(g.gate, g.rate) IS NULL AND NOT l.paused
+            AND NOT {schema}.is_capped(l.queue) THEN (
             SELECT k.id FROM {schema}.workers k WHERE k.id = %(worker)s::int
         ) END AS worker
     FROM ROWS FROM (
         json_to_recordset(%(rows)s::json) AS (
             lane int, step text, state jsonb, key text, priority smallint, delay double precision, at timestamptz,
-            scope smallint, own_id bigint, parent_id bigint, parent_spawn int
+            scope smallint, own_id bigint, parent_id bigint, parent_spawn int, gate text, own_gate text, rate text,
+            weight int
         )
     ) WITH ORDINALITY AS g (
-        lane, step, state, key, priority, delay, at, scope, own_id, parent_id, parent_spawn, place
+        lane, step, state, key, priority, delay, at, scope, own_id, parent_id, parent_spawn, gate, own_gate, rate,
+        weight, place
     )
     JOIN {schema}.lanes l ON l.id = g.lane
     ORDER BY g.place  -- ids are drawn in the order of the list, however the lanes are looked up
@@ -33,15 +38,19 @@ WITH given AS MATERIALIZED (
 fresh AS (
     INSERT INTO {schema}.instances (
         id, due_at, inserted_at, updated_at, lane, worker, status, priority, step, key, scope, parent_id, parent_spawn,
-        state
+        state, gate, own_gate, rate, weight, line
     )
     SELECT g.id, g.due_at, {clock}, {clock}, g.lane, g.worker,
-        CASE WHEN g.due_at > {clock} THEN 1 WHEN g.worker IS NULL THEN 0 ELSE 2 END,
-        coalesce(g.priority, 0), g.step, g.key, g.scope, g.parent_id, g.parent_spawn, g.state
+        CASE WHEN g.due_at > {clock} THEN 1 WHEN g.worker IS NULL THEN {schema}.ready(g.line) ELSE 2 END,
+        coalesce(g.priority, 0), g.step, g.key, g.scope, g.parent_id, g.parent_spawn, g.state,
+        g.gate, g.own_gate, g.rate, g.weight, g.line
     FROM given g
     ORDER BY g.key COLLATE "C", g.id
     ON CONFLICT (key, (CASE WHEN scope = 0 THEN id ELSE 0 END)) WHERE key IS NOT NULL DO NOTHING
-    RETURNING id, lane, status, due_at
+    RETURNING id, lane, status, due_at, line
+),
+knocked AS (
+    INSERT INTO {schema}.knocks (line) SELECT DISTINCT f.line FROM fresh f WHERE f.status = 5
 ),
 told AS (
     SELECT pg_notify('{channel}', t.message)
@@ -49,6 +58,8 @@ told AS (
         SELECT DISTINCT 'q:' || l.queue AS message
         FROM fresh f JOIN {schema}.lanes l ON l.id = f.lane
         WHERE f.status = 0
+        UNION ALL
+        SELECT 'k:' WHERE EXISTS (SELECT 1 FROM fresh f WHERE f.status = 5)
         UNION ALL
         SELECT 't:' WHERE EXISTS (
             SELECT 1 FROM fresh f WHERE f.status = 1 AND f.due_at < {clock} + make_interval(secs => %(soon)s::float8)

@@ -8,22 +8,40 @@
 WITH given AS MATERIALIZED (
     SELECT g.*, coalesce(g.at, {clock} + make_interval(secs => coalesce(g.delay, 0))) AS due_at
     FROM json_to_recordset(%(row)s::json) AS g (
-        lane int, step text, state jsonb, key text, priority smallint, delay double precision, at timestamptz, scope smallint
+        lane int, step text, state jsonb, key text, priority smallint, delay double precision, at timestamptz,
+        scope smallint, gate text, own_gate text, rate text, weight int
     )
+),
+held AS MATERIALIZED (
+    SELECT i.id, CASE WHEN i.status = 0 THEN i.gate END AS frees
+    FROM {schema}.instances i
+    WHERE i.key = %(key)s::text AND (CASE WHEN i.scope = 0 THEN i.id ELSE 0 END) = 0
+        AND i.status IN (0, 1, 5) AND i.rev = 0 AND i.parent_id IS NULL
+    FOR NO KEY UPDATE
 ),
 replaced AS (
     UPDATE {schema}.instances i
     SET lane = g.lane, step = g.step, state = g.state, priority = coalesce(g.priority, 0), scope = g.scope,
-        due_at = g.due_at, status = CASE WHEN g.due_at > {clock} THEN 1 ELSE 0 END, updated_at = {clock}
-    FROM given g
-    WHERE i.key = %(key)s::text AND (CASE WHEN i.scope = 0 THEN i.id ELSE 0 END) = 0
-        AND i.status IN (0, 1) AND i.rev = 0 AND i.parent_id IS NULL
-    RETURNING i.id, i.lane, i.status, i.due_at
+        due_at = g.due_at, updated_at = {clock}, gate = g.gate, own_gate = g.own_gate, rate = g.rate, weight = g.weight,
+        line = coalesce(g.gate, g.rate),
+        status = CASE WHEN g.due_at > {clock} THEN 1 ELSE {schema}.ready(coalesce(g.gate, g.rate)) END
+    FROM given g, held h
+    WHERE i.id = ANY (ARRAY[h.id])
+    RETURNING i.id, i.lane, i.status, i.due_at, i.line, h.frees
+),
+knocked AS (
+    INSERT INTO {schema}.knocks (line)
+    SELECT r.line FROM replaced r WHERE r.status = 5
+    UNION
+    SELECT r.frees FROM replaced r WHERE r.frees IS NOT NULL
+    RETURNING line
 ),
 told AS (
     SELECT pg_notify('{channel}', t.message)
     FROM (
         SELECT 'q:' || l.queue AS message FROM replaced r JOIN {schema}.lanes l ON l.id = r.lane WHERE r.status = 0
+        UNION ALL
+        SELECT 'k:' FROM knocked
         UNION ALL
         SELECT 't:' FROM replaced r
         WHERE r.status = 1 AND r.due_at < {clock} + make_interval(secs => %(soon)s::float8)

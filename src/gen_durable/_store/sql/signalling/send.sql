@@ -9,10 +9,11 @@
 -- Guard: the row's lock, taken before anything is looked at: what "found" says of the row is so until the statement's
 --   end. It is claimed only where a claim would get it: the lane is not paused, the worker is in the workers table; and
 --   not after a crash, for which the claimer has rules of its own.
--- Answer: (id, queue, whether the signal is new, whether it woke the row, notifications), and where the row was claimed
+-- Answer: (id, queue, whether the signal is new, whether it woke the row, notifications, whether it knocked at the row's
+--   line, because it has a limit), and where the row was claimed
 --   what claim.sql answers, else nulls; no row: there is no such live instance, and nothing was stored.
 WITH target AS MATERIALIZED (
-    SELECT i.id, i.lane, i.crashes, i.status = 3 AND %(name)s::text = ANY (i.awaits) AS wakes
+    SELECT i.id, i.lane, i.crashes, i.line, i.status = 3 AND %(name)s::text = ANY (i.awaits) AS wakes
     FROM {schema}.instances i
     WHERE i.id = %(id)s::bigint AND i.status < 9
     FOR NO KEY UPDATE
@@ -30,7 +31,7 @@ holders AS MATERIALIZED (
     ORDER BY 1 DESC
 ),
 keyed AS MATERIALIZED (
-    SELECT i.id, i.lane, i.crashes, i.status = 3 AND %(name)s::text = ANY (i.awaits) AS wakes
+    SELECT i.id, i.lane, i.crashes, i.line, i.status = 3 AND %(name)s::text = ANY (i.awaits) AS wakes
     FROM holders h
     JOIN {schema}.instances i ON i.id = ANY (ARRAY[h.id])
     WHERE i.status < 9
@@ -47,7 +48,8 @@ put AS (
     RETURNING instance_id
 ),
 fresh AS MATERIALIZED (
-    SELECT f.id, f.wakes, l.queue, CASE WHEN f.wakes AND f.crashes = 0 AND NOT l.paused THEN (
+    SELECT f.id, f.wakes, f.line, l.queue, CASE WHEN f.wakes AND f.line IS NULL AND f.crashes = 0 AND NOT l.paused
+        AND NOT {schema}.is_capped(l.queue) THEN (
         SELECT k.id FROM {schema}.workers k WHERE k.id = %(worker)s::int AND f.lane = ANY (%(lanes)s::int[])
     ) END AS worker
     FROM put p
@@ -57,7 +59,7 @@ fresh AS MATERIALIZED (
 delivered AS (
     UPDATE {schema}.instances i
     SET inbox = coalesce(i.inbox, 0) + 1,
-        status = CASE WHEN NOT f.wakes THEN i.status WHEN f.worker IS NULL THEN 0 ELSE 2 END,
+        status = CASE WHEN NOT f.wakes THEN i.status WHEN f.worker IS NULL THEN {schema}.ready(i.line) ELSE 2 END,
         worker = CASE WHEN f.wakes THEN f.worker ELSE i.worker END,
         rev = i.rev + CASE WHEN f.worker IS NULL THEN 0 ELSE 1 END,
         due_at = CASE WHEN f.wakes THEN {clock} ELSE i.due_at END,
@@ -72,16 +74,21 @@ claimed AS (
         jsonb_build_object(
             'awaits', d.awaits, 'spawn', d.spawn, 'left', d.children_left, 'spare', d.children_spare,
             'rest', d.cancel_rest, 'signals', {schema}.read_inbox(d.id)
-        ) AS waits
+        ) AS waits,
+        d.gate, d.own_gate, d.rate
     FROM delivered d
     WHERE d.claimed
 ),
+knocked AS (
+    INSERT INTO {schema}.knocks (line) SELECT f.line FROM fresh f WHERE f.wakes AND f.line IS NOT NULL
+),
 told AS (
-    SELECT pg_notify('{channel}', 'q:' || f.queue)
+    SELECT pg_notify('{channel}', CASE WHEN f.line IS NULL THEN 'q:' || f.queue ELSE 'k:' END)
     FROM fresh f
-    WHERE f.wakes AND f.worker IS NULL AND %(notify)s::boolean
+    WHERE f.wakes AND f.worker IS NULL AND (f.line IS NOT NULL OR %(notify)s::boolean)
 )
-SELECT f.id, n.queue, n.id IS NOT NULL, coalesce(n.wakes, false), (SELECT count(*) FROM told), c.*
+SELECT f.id, n.queue, n.id IS NOT NULL, coalesce(n.wakes, false), (SELECT count(*) FROM told),
+    coalesce(n.wakes AND n.line IS NOT NULL, false), c.*
 FROM found f
 LEFT JOIN fresh n ON n.id = f.id
 LEFT JOIN claimed c ON c.id = f.id

@@ -40,12 +40,12 @@ buried AS (
     INSERT INTO {schema}.finished (
         id, rev, inserted_at, finished_at, expires_at, bucket, lane, worker, attempt, crashes, status, priority, step,
         key, state, error, scope, parent_id, parent_spawn, spawn, awaits, parked_until, children_left,
-        children_spare, cancel_rest, inbox
+        children_spare, cancel_rest, inbox, gate, own_gate, rate, weight
     )
     SELECT p.id, p.rev + 1, p.inserted_at, {clock}, p.expires_at, {schema}.bucket_of(p.retention, p.expires_at), p.lane,
         p.worker, p.attempt, p.crashes, 8, p.priority, p.step, p.key, p.state, %(reason)s::jsonb, p.scope, p.parent_id,
         p.parent_spawn, p.spawn, p.awaits, CASE WHEN p.status = 3 THEN p.due_at END, p.children_left,
-        p.children_spare, p.cancel_rest, p.letters
+        p.children_spare, p.cancel_rest, p.letters, p.gate, p.own_gate, p.rate, p.weight
     FROM placed p
 ),
 reserved AS (
@@ -66,7 +66,9 @@ counted AS MATERIALIZED (
 ),
 joined AS (
     UPDATE {schema}.instances p
-    SET status = CASE WHEN {schema}.join_opens(p.children_left, p.children_spare, c.ends, 0) THEN 0 ELSE 4 END,
+    SET status = CASE
+            WHEN {schema}.join_opens(p.children_left, p.children_spare, c.ends, 0) THEN {schema}.ready(p.line) ELSE 4
+        END,
         due_at = CASE
             WHEN {schema}.join_opens(p.children_left, p.children_spare, c.ends, 0) THEN {clock} ELSE p.due_at
         END,
@@ -74,12 +76,21 @@ joined AS (
         children_spare = p.children_spare - c.ends
     FROM counted c
     WHERE p.id = ANY (ARRAY[c.parent_id]) AND p.status = 4 AND p.spawn = ANY (ARRAY[c.parent_spawn])
-    RETURNING p.id, p.status, p.lane
+    RETURNING p.id, p.status, p.lane, p.line
+),
+knocked AS (
+    INSERT INTO {schema}.knocks (line)
+    SELECT p.gate FROM placed p WHERE p.gate IS NOT NULL AND p.status IN (0, 2)
+    UNION
+    SELECT j.line FROM joined j WHERE j.status = 5
+    RETURNING line
 ),
 told AS (
     SELECT pg_notify('{channel}', m.message)
     FROM (
         SELECT 'q:' || l.queue AS message FROM joined j JOIN {schema}.lanes l ON l.id = j.lane WHERE j.status = 0
+        UNION
+        SELECT 'k:' FROM knocked
         UNION
         SELECT 'c:' || p.worker || ':' || p.id || ':' || p.rev FROM placed p WHERE p.worker IS NOT NULL
         UNION

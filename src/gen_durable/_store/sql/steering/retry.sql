@@ -27,21 +27,28 @@ gone AS (
 back AS (
     INSERT INTO {schema}.instances AS i (
         id, rev, due_at, inserted_at, updated_at, lane, status, priority, step, key, state, error, scope, parent_id,
-        parent_spawn, spawn, awaits, children_left, children_spare, cancel_rest, inbox
+        parent_spawn, spawn, awaits, children_left, children_spare, cancel_rest, inbox, gate, own_gate, rate, weight,
+        line
     )
     SELECT g.id, g.rev + 1, coalesce(g.parked_until, {clock}), g.inserted_at, {clock}, g.lane,
-        CASE WHEN g.parked_until IS NULL THEN 0 ELSE 3 END, g.priority, g.step, g.key, g.state, g.error,
+        CASE WHEN g.parked_until IS NULL THEN {schema}.ready(coalesce(g.gate, g.rate)) ELSE 3 END, g.priority, g.step,
+        g.key, g.state, g.error,
         g.scope, g.parent_id, g.parent_spawn, g.spawn, g.awaits, g.children_left,
-        g.children_spare, g.cancel_rest, jsonb_array_length(g.inbox)
+        g.children_spare, g.cancel_rest, jsonb_array_length(g.inbox), g.gate, g.own_gate, g.rate, g.weight,
+        coalesce(g.gate, g.rate)
     FROM gone g
     ON CONFLICT (id) DO UPDATE
     SET rev = EXCLUDED.rev, due_at = EXCLUDED.due_at, status = EXCLUDED.status, priority = EXCLUDED.priority,
         state = EXCLUDED.state, error = EXCLUDED.error, updated_at = EXCLUDED.updated_at,
         parent_id = EXCLUDED.parent_id, parent_spawn = EXCLUDED.parent_spawn, spawn = EXCLUDED.spawn,
         awaits = EXCLUDED.awaits, children_left = EXCLUDED.children_left,
-        children_spare = EXCLUDED.children_spare, cancel_rest = EXCLUDED.cancel_rest, inbox = EXCLUDED.inbox
+        children_spare = EXCLUDED.children_spare, cancel_rest = EXCLUDED.cancel_rest, inbox = EXCLUDED.inbox,
+        gate = EXCLUDED.gate, own_gate = EXCLUDED.own_gate, rate = EXCLUDED.rate, weight = EXCLUDED.weight, line = EXCLUDED.line
     WHERE i.status = 9
-    RETURNING i.id, i.lane, i.status
+    RETURNING i.id, i.lane, i.status, i.line
+),
+knocked AS (
+    INSERT INTO {schema}.knocks (line) SELECT b.line FROM back b WHERE b.status = 5
 ),
 letters AS (
     INSERT INTO {schema}.signals (instance_id, id, status, sent_at, name, payload, dedup_key)
@@ -65,7 +72,7 @@ uncounted AS (
     WHERE p.id = ANY (ARRAY[g.parent_id]) AND p.status = 4 AND p.spawn = ANY (ARRAY[g.parent_spawn])
 ),
 told AS (
-    SELECT pg_notify('{channel}', CASE WHEN b.status = 0 THEN 'q:' || l.queue ELSE 't:' END)
+    SELECT pg_notify('{channel}', CASE b.status WHEN 0 THEN 'q:' || l.queue WHEN 5 THEN 'k:' ELSE 't:' END)
     FROM back b JOIN {schema}.lanes l ON l.id = b.lane
 )
 SELECT b.id, b.lane, (SELECT count(*) FROM told) FROM back b

@@ -74,23 +74,34 @@ picked AS MATERIALIZED (
 ),
 back AS (
     UPDATE {schema}.instances i
-    SET status = CASE WHEN i.crashes > 0 THEN 1 ELSE 0 END, worker = NULL, rev = i.rev + 1, attempt = i.attempt + 1,
-        crashes = i.crashes + 1, updated_at = {clock},
+    SET status = CASE WHEN i.crashes > 0 THEN 1 ELSE {schema}.ready(i.line) END, worker = NULL, rev = i.rev + 1,
+        attempt = i.attempt + 1, crashes = i.crashes + 1, updated_at = {clock},
         due_at = CASE
             WHEN i.crashes > 0 THEN {clock} + make_interval(secs => random() * 2 ^ least(i.crashes, 6))
             ELSE i.due_at
         END
     FROM picked p
     WHERE i.id = ANY (ARRAY[p.id])
-    RETURNING i.id, i.rev, i.lane, i.step, i.attempt
+    RETURNING i.id, i.rev, i.lane, i.step, i.attempt, i.status, i.gate, i.line
+),
+knocked AS (
+    INSERT INTO {schema}.knocks (line)
+    SELECT b.gate FROM back b WHERE b.gate IS NOT NULL
+    UNION
+    SELECT b.line FROM back b WHERE b.status = 5
+    RETURNING line
 ),
 noted AS (
     INSERT INTO {schema}.transitions (instance_id, seq, at, attempt, outcome, step)
     SELECT b.id, b.rev, {clock}, b.attempt - 1, 6, b.step FROM back b WHERE %(keep)s::boolean
 ),
 told AS (
-    SELECT pg_notify('{channel}', 'q:' || q.queue)
-    FROM (SELECT DISTINCT l.queue FROM back b JOIN {schema}.lanes l ON l.id = b.lane) q
+    SELECT pg_notify('{channel}', m.message)
+    FROM (
+        SELECT 'q:' || l.queue AS message FROM back b JOIN {schema}.lanes l ON l.id = b.lane
+        UNION
+        SELECT 'k:' FROM knocked
+    ) m
 )
 SELECT (SELECT count(*) FROM back), coalesce((SELECT jsonb_agg(jsonb_build_array(d.id, d.name)) FROM dead d), '[]'),
     (SELECT count(*) FROM told), (SELECT count(*) FROM suspected) + (SELECT count(*) FROM cleared)
