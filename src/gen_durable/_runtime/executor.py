@@ -282,7 +282,7 @@ class Executor:
             return record
         limits = held.spec.limits_of(
             step.name,
-            subject,
+            subject if held.values is None else held.spec.load(held.values),  # as the step will get it
             held.own_gate,
             concurrency_key=KEEP if given is None else given.concurrency_key,
             rate_limit=KEEP if given is None else given.rate_limit,
