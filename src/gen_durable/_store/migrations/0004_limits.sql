@@ -6,7 +6,7 @@
 CREATE TABLE {schema}.limits (
     kind       text             NOT NULL CHECK (kind IN ('concurrency', 'rate', 'queue')),
     name       text             NOT NULL,
-    amount     double precision CHECK (amount > 0),  -- executing at once; of a rate: tokens. Null: taken away
+    amount     double precision CHECK (amount > 0),           -- executing at once; of a rate: tokens. Null: taken away
     per        double precision CHECK (per > 0),              -- seconds in which so many tokens come
     burst      double precision CHECK (burst >= 1),           -- tokens at most
     configured jsonb,                                         -- what the configuration last said: a changed one wins
