@@ -126,10 +126,6 @@ class LimitingCalls(ReadingCalls):
         await self._load_rates()
         check_rates(settings.machines, self._rates)
 
-    async def _load_rates(self) -> None:
-        """Reads which rates there are."""
-        self._rates = await self._session.call(limiting.rates(self._sql))
-
 
 def _tokens(rate: Rate) -> tuple[float, float, float]:
     return rate.limit, rate.per, rate.burst
