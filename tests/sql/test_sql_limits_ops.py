@@ -50,7 +50,7 @@ async def knocks(stage: Stage) -> list[str]:
 
 
 async def why(stage: Stage, id_: int) -> Facts:
-    found: Facts | None = await run(stage, facts(stage.sql, id_, 15.0))
+    found: Facts | None = await run(stage, facts(stage.sql, id_, lease=15.0, grace=10.0))
     assert found is not None
     return found
 
@@ -237,7 +237,7 @@ async def test_no_count_goes_over_a_long_line(stage: Stage) -> None:
     ((*_, lines, holding, waiting),) = await stage.run("limiting/list", most=3)
     assert (lines, holding, waiting) == (4, 3, 3)
     last = await stage.value("SELECT max(id) FROM {schema}.instances")
-    (found,) = await stage.run("reading/why", id=last, lease=15.0, most=1, shown=1)
+    (found,) = await stage.run("reading/why", id=last, lease=15.0, grace=10.0, most=1, shown=1)
     assert Facts(*found).ahead == 1
 
 
@@ -287,6 +287,10 @@ async def test_who_could_run_it(stage: Stage) -> None:
     await stage.ask("UPDATE {schema}.workers SET queues = jsonb_build_object('q', 5) WHERE id > 7")
     await stage.ask("UPDATE {schema}.workers SET lanes = ARRAY[%s::int] WHERE id > 8", lane)
     found = await why(stage, one)
+    assert (found.living, found.serving, found.knowing) == (3, 2, 3), "they may not have said yet what they know"
+    for table, column in (("workers", "started_at"), ("instances", "inserted_at")):
+        await stage.ask(f"UPDATE {{schema}}.{table} SET {column} = {column} - interval '11 s'")
+    found = await why(stage, one)
     assert (found.living, found.serving, found.knowing) == (3, 2, 1)
     await stage.run("queues/pause", queue="q", paused=True)
     assert (await why(stage, one)).paused
@@ -301,7 +305,7 @@ async def test_what_has_ended_is_not_live(stage: Stage) -> None:
     id_, rev, _ = await stage.held()
     assert (await why(stage, id_)).status == 2
     await stage.commit(outcome(id_, rev, 2))
-    assert await run(stage, facts(stage.sql, id_, 15.0)) is None
+    assert await run(stage, facts(stage.sql, id_, lease=15.0, grace=10.0)) is None
     id_, rev, _ = await stage.held()
     await stage.commit(outcome(id_, rev, 3))
     found = await why(stage, id_)

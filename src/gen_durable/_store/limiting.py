@@ -117,7 +117,7 @@ def listed(sql: Catalog) -> Operation[list[LimitInfo]]:
     ]  # fmt: skip
 
 
-def facts(sql: Catalog, instance_id: int, lease: float) -> Operation[Facts | None]:
+def facts(sql: Catalog, instance_id: int, *, lease: float, grace: float) -> Operation[Facts | None]:
     """What stands between a live instance and its next step; None: there is no such live one."""
-    rows = yield sql["reading/why"].bind(id=instance_id, lease=lease, most=MOST, shown=SHOWN)
+    rows = yield sql["reading/why"].bind(id=instance_id, lease=lease, grace=grace, most=MOST, shown=SHOWN)
     return Facts(*rows[0]) if rows else None

@@ -51,7 +51,7 @@ def _runnable(found: Snapshot, facts: Facts) -> Why:
     elif facts.cap is not None and facts.busy is not None and facts.busy >= facts.cap:
         limit = LimitRef(kind="queue", name=found.queue, partition=None, limit=int(facts.cap))
         holding = facts.busy
-        reason = f"its queue {found.queue!r} runs {holding} steps in the cluster, of at most {facts.cap:g}"
+        reason = f"its queue {found.queue!r} runs {holding} of at most {facts.cap:g} steps in the cluster"
     else:
         reason = f"it is due, and a worker is to take it; {_before(facts)} in its queue {found.queue!r}"
     return Why(
@@ -124,7 +124,7 @@ def _deadline(facts: Facts) -> str:
 
 def _span(seconds: float) -> str:
     """A span for people: ``0.25 s``, ``90 s``, ``3.5 h``."""
-    for size, unit in ((86400.0, "d"), (3600.0, "h"), (300.0, "min")):
-        if seconds >= size:
-            return f"{seconds / (60.0 if unit == 'min' else size):.3g} {unit}"
+    for size, least, unit in ((86400.0, 86400.0, "d"), (3600.0, 3600.0, "h"), (60.0, 300.0, "min")):
+        if seconds >= least * 0.999:
+            return f"{seconds / size:.3g} {unit}"
     return f"{seconds:.3g} s"

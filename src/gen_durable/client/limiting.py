@@ -97,11 +97,12 @@ class LimitingCalls(ReadingCalls):
             NoSuchInstance: there is none, or its retention has passed.
         """
         found = await self.get(check_target(target))
+        lease, grace = self._settings.lease, 2 * self._settings.heartbeat
         facts: Facts | None = None
         for _ in range(LOOKS):
             facts = None
             if not found.terminal:
-                facts = await self._session.call(limiting.facts(self._sql, found.id, self._settings.lease))
+                facts = await self._session.call(limiting.facts(self._sql, found.id, lease=lease, grace=grace))
             if found.terminal or (facts is not None and Status(facts.status).label == found.status):
                 break
             found = await self.get(found.id)

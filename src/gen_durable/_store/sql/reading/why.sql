@@ -1,16 +1,16 @@
 -- What stands between a live instance and its next step.
 --
--- Parameters: id; lease, the seconds of silence after which a worker is dead; most: what is counted stops there; shown:
---   how many holders at most.
+-- Parameters: id; lease, the seconds of silence after which a worker is dead; grace, the seconds in which its heartbeat
+--   says which machines it knows; most: what is counted stops there; shown: how many holders at most.
 -- Locks: none.
 -- Index: instances' primary key, instances_line, instances_holders, instances_drawn, instances_ready, instances_claims;
 --   limits', lines' and lanes' primary keys.
 -- Answer: status, due (seconds until its due time or its deadline, or null), paused (its queue), workers that live, that
---   run its queue, that know its machine; cap of its queue, busy (what executes there); ahead (rows before it: of its
+--   run its queue, that know its machine or may not have said so yet; cap of its queue, busy (what executes there); ahead (rows before it: of its
 --   queue, or in its line); line, where it is blocked; amount, per, burst of that limit; holding and holders (ids) of its
 --   slots; need (tokens for what is before it, and for itself), tokens (that there are).
 WITH own AS MATERIALIZED (
-    SELECT i.id, i.status, i.lane, i.priority, i.due_at, i.weight, l.queue, l.paused,
+    SELECT i.id, i.status, i.lane, i.priority, i.due_at, i.inserted_at, i.weight, l.queue, l.paused,
         CASE WHEN i.status = 5 THEN i.line END AS line
     FROM {schema}.instances i
     JOIN {schema}.lanes l ON l.id = i.lane
@@ -24,7 +24,10 @@ SELECT o.status,
 FROM own o
 CROSS JOIN LATERAL (
     SELECT count(*) AS living, count(*) FILTER (WHERE jsonb_exists(k.queues, o.queue)) AS serving,
-        count(*) FILTER (WHERE o.lane = ANY (k.lanes)) AS knowing
+        count(*) FILTER (
+            WHERE o.lane = ANY (k.lanes) OR k.started_at > {wall} - make_interval(secs => %(grace)s::float8)
+                OR o.inserted_at > {clock} - make_interval(secs => %(grace)s::float8)
+        ) AS knowing
     FROM {schema}.workers k
     WHERE k.seen_at > {wall} - make_interval(secs => %(lease)s::float8)
 ) w
