@@ -128,9 +128,7 @@ def _encoded(key: object, what: str, error: type[GenDurableError]) -> str:
     if isinstance(key, str):
         return check_limit_name(key, what, error)
     if not isinstance(key, tuple) or len(key) != 2:
-        raise error(
-            f'{what} must be a name, like "account:7", or a name and a partition, like ("stripe", 7), not {shown(key)}'
-        )
+        raise error(f'{what} must be a name or (name, partition), not {shown(key)}; like "account:7" or ("stripe", 7)')
     name, partition = key
     if isinstance(partition, int) and not isinstance(partition, bool):
         if not -(2**63) <= partition < 2**63:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from engine_support import LONG, Build, Seen, Sql, eventually
 
-from gen_durable import Await, Context, Done, Engine, Machine, Next, Rate, Retry, Sleep, job, step
+from gen_durable import Await, Backoff, Context, Done, Engine, Machine, Next, Rate, Retry, Sleep, Spawn, job, step
 from gen_durable.client.inserting import BulkItem
 
 running: Counter[str] = Counter()
@@ -248,3 +248,72 @@ async def test_a_worker_that_dies_gives_its_slot_back(build: Build, sql: Sql) ->
         assert await first.result(timeout=LONG) == 0
         assert await second.result(timeout=LONG) == 1
     await nothing_left(sql)
+
+
+async def test_what_a_schedule_starts_has_the_limits_of_its_machine(build: Build, sql: Sql) -> None:
+    """Section 10, R18: also of an occurrence that is started in its turn."""
+    async with build(work) as engine:
+        await engine.schedule("often", None, work.bind(tenant="s", seconds=0.02), every=1)
+        await eventually(lambda: sql("SELECT 1 FROM {s}.finished"))
+        await done([await engine.trigger_schedule("often") for _ in range(5)])
+    assert most["s"] == 1
+    assert await sql("SELECT DISTINCT own_gate FROM {s}.schedules") == [("ctenant\x1fs",)]
+
+
+async def test_children_and_replacements_have_limits_too(build: Build, sql: Sql) -> None:
+    """Section 10: and a row that is replaced while it waits changes its line."""
+
+    class Family(Machine):
+        @step
+        async def start(self, ctx: Context) -> Spawn:
+            return Spawn([work.bind(tenant="c", seconds=0.002) for _ in range(10)], then=self.end)
+
+        @step
+        async def end(self, ctx: Context) -> Done:
+            return Done(len(ctx.children))
+
+    gate = asyncio.Event()
+
+    @job(concurrency_key=lambda self: self.name)
+    async def hold(name: str) -> str:
+        await gate.wait()
+        return name
+
+    async with build(work, Family, hold) as engine:
+        assert await (await engine.insert(Family())).result(timeout=LONG) == 10
+        assert most["c"] == 1
+        first = await engine.insert(hold.bind(name="a"))
+        await eventually(lambda: sql("SELECT 1 FROM {s}.instances WHERE status = 2"))
+        second = await engine.insert(hold.bind(name="a"), key="k")
+        assert (await second.get()).status == "blocked"
+        again = await engine.insert(hold.bind(name="b"), key="k", on_conflict="replace")
+        assert again.id == second.id
+        await eventually(lambda: sql("SELECT 1 FROM {s}.instances WHERE status = 2 AND gate = 'cb'"))
+        gate.set()
+        assert await again.result(timeout=LONG) == "b"
+        await first.result(timeout=LONG)
+    await nothing_left(sql)
+
+
+async def test_a_retried_instance_waits_for_its_limit_again(build: Build, sql: Sql) -> None:
+    """R21: retry puts it into its line, with the key that it had."""
+    fail = True
+    gate = asyncio.Event()
+
+    @job(concurrency_key="one", retry=Backoff(max_attempts=1))
+    async def shaky(n: int) -> int:
+        if fail and n == 0:
+            raise ValueError("not yet")
+        await gate.wait()
+        return n
+
+    async with build(shaky) as engine:
+        first = await engine.insert(shaky.bind(n=0))
+        await eventually(lambda: sql("SELECT 1 FROM {s}.finished"))
+        second = await engine.insert(shaky.bind(n=1))
+        await eventually(lambda: sql("SELECT 1 FROM {s}.instances WHERE status = 2"))
+        fail = False
+        await engine.retry(first.id)
+        assert (await first.get()).status == "blocked"
+        gate.set()
+        assert (await second.result(timeout=LONG), await first.result(timeout=LONG)) == (1, 0)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gen_durable import Context, Done, Engine, Machine, job, step
+from gen_durable import Context, Done, Engine, Machine, Rate, job, step
 from gen_durable.errors import ConfigurationError
 
 
@@ -46,6 +46,24 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"queues": {"a": 0}}, r"queues\['a'\]=0"),
     ({"queues": {"a": True}}, "whole number"),
     ({"queues": {"a": 1.5}}, r"1\.5"),
+    ({"queue_limits": 3}, "queue_limits=3: give a dict of queue names and how many of each one's steps"),
+    ({"queue_limits": {"": 1}}, "queue_limits has the name '': it must not be empty"),
+    ({"queue_limits": {"a": 0}}, r"queue_limits\['a'\]=0: use a whole number of at least 1"),
+    ({"queue_limits": {"a": 2.0}}, r"queue_limits\['a'\]=2\.0"),
+    ({"concurrency_limits": ["a"]}, r"concurrency_limits=\['a'\]: give a dict of names of concurrency keys"),
+    ({"concurrency_limits": {"a": 0}}, r"concurrency_limits\['a'\]=0: use a whole number of at least 1"),
+    ({"concurrency_limits": {"a": -1}}, r"concurrency_limits\['a'\]=-1"),
+    ({"concurrency_limits": {"a": True}}, r"concurrency_limits\['a'\]=True"),
+    ({"concurrency_limits": {"a": math.inf}}, r"concurrency_limits\['a'\]=inf"),
+    ({"concurrency_limits": {("a", 1): 1}}, r"concurrency_limits has the name \('a', 1\): it must be a string"),
+    ({"concurrency_limits": {"a\x1fb": 1}}, "concurrency_limits .* separates names from partitions"),
+    ({"concurrency_limits": {"x" * 513: 1}}, "at most 512 bytes"),
+    ({"rate_limits": 5}, r"rate_limits=5: give a dict of names and Rate\(limit, per=seconds\)"),
+    ({"rate_limits": {"a": 5}}, r"rate_limits\['a'\]=5: use Rate\(limit, per=seconds\)"),
+    ({"rate_limits": {"a": (5, 1)}}, r"rate_limits\['a'\]=\(5, 1\): use Rate"),
+    ({"rate_limits": {"": Rate(1)}}, "rate_limits has the name '': it must not be empty"),
+    ({"rate_limits": {"a\0": Rate(1)}}, "NUL"),
+    ({"rate_limits": {"a\x1f": Rate(1)}}, "rate_limits .* separates names from partitions"),
     ({"schema": ""}, "schema=''"),
     ({"schema": "Upper"}, "schema='Upper'"),
     ({"schema": "pg_mine"}, "pg_"),
@@ -103,6 +121,18 @@ def test_durations_are_seconds_or_timedeltas() -> None:
     assert (engine.settings.lease, engine.settings.heartbeat, engine.settings.retention) == (60.0, 1.0, math.inf)
     with pytest.raises(AttributeError):
         engine.settings.lease = 5  # type: ignore[misc]
+
+
+def test_limits_are_settings() -> None:
+    """Section 10: by name; what is given is copied, and None is none."""
+    given = {"crm": 20}
+    rates = {"crm": Rate(100, per=60, burst=20)}
+    settings = Engine(concurrency_limits=given, rate_limits=rates, queue_limits={"elsewhere": 3}).settings
+    given["crm"] = 0
+    assert (settings.concurrency_limits, settings.rate_limits) == ({"crm": 20}, rates)
+    assert settings.queue_limits == {"elsewhere": 3}
+    none = Engine(concurrency_limits=None, rate_limits=None, queue_limits=None).settings
+    assert (none.concurrency_limits, none.rate_limits, none.queue_limits) == ({}, {}, {})
 
 
 def test_a_password_is_never_in_a_message() -> None:

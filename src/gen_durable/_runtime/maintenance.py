@@ -21,6 +21,7 @@ log = logging.getLogger("gen_durable")
 
 BATCH = 1000
 REMEMBER_SECONDS = 90 * 86_400.0  # that it is known which occurrences of a schedule were started
+FORGET_SECONDS = 60.0  # between two walks along the lines of limits
 RETURN_SECONDS = 3.0  # that workers get to come back after an outage, before a missing lock means anything
 
 
@@ -144,6 +145,7 @@ class Pruner(Service):
         self._partitions_every = partitions_every
         self._ensure = False
         self._line = ""  # of the lines of limits, the last that was looked at
+        self._forget_at = time.monotonic() + FORGET_SECONDS
         self._partitions_at = time.monotonic()  # now: workers that never live for an hour have to do it too
 
     def ensure_soon(self) -> None:
@@ -173,6 +175,8 @@ class Pruner(Service):
                     log.info("dropped the expired partitions %s", ", ".join(rows[0][0]))
         rows = await self._link.fetch(self._sql["pruning/sweep"].bind(batch=BATCH))
         runs = await self._link.fetch(self._sql["pruning/runs"].bind(keep=REMEMBER_SECONDS, batch=BATCH))
-        lines = await self._link.fetch(self._sql["limiting/forget"].bind(after=self._line, batch=BATCH))
-        self._line = lines[0][1] if lines[0][0] >= BATCH else ""
+        if time.monotonic() >= self._forget_at:
+            lines = await self._link.fetch(self._sql["limiting/forget"].bind(after=self._line, batch=BATCH))
+            self._line = lines[0][1] if lines[0][0] >= BATCH else ""
+            self._forget_at = time.monotonic() + (0.0 if self._line else FORGET_SECONDS)
         return 0.05 if rows[0][0] >= BATCH or runs[0][0] >= BATCH else self._interval

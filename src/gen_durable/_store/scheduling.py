@@ -168,10 +168,12 @@ def _start(
 
 
 def _found(row: Row) -> Found | None:
-    now, id_, rev, cron, every, tz, anchor, lane, step, state, priority, time_field, machine, since, until = row
+    now, id_, rev, cron, every, tz, anchor, lane, step, state, priority, time_field, machine, since, until, *limits = (
+        row
+    )
     if id_ is None:
         return None
-    template = Template(lane, step, state, priority, time_field)
+    template = Template(lane, step, state, priority, time_field, *limits)
     span = None if since is None else (_utc(since), _utc(until))
     return Found(_utc(now), id_, rev, _times(cron, every, tz), _utc(anchor), template, machine, span)
 
@@ -199,6 +201,10 @@ def declare(
         step=row.step,
         state=bytes(row.state).decode(),
         time_field=time_field,
+        gate=row.gate,
+        own_gate=row.own_gate,
+        rate=row.rate,
+        weight=row.weight,
         next_at=times.after(now, now),
         made_at=now,
         paused=paused,

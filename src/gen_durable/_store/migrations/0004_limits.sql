@@ -49,6 +49,12 @@ ALTER TABLE {schema}.finished
     ADD COLUMN rate     text,
     ADD COLUMN weight   int;
 
+ALTER TABLE {schema}.schedules
+    ADD COLUMN gate     text,  -- of the instances that it starts
+    ADD COLUMN own_gate text,
+    ADD COLUMN rate     text,
+    ADD COLUMN weight   int;
+
 -- The status of a row that is due: with a line it is blocked until "admit" has looked.
 CREATE FUNCTION {schema}.ready(line text) RETURNS smallint LANGUAGE sql IMMUTABLE AS $$
     SELECT (CASE WHEN line IS NULL THEN 0 ELSE 5 END)::smallint
@@ -147,15 +153,21 @@ BEGIN
             -- Who has the line at present may have counted before what was freed here.
             INSERT INTO {schema}.knocks (line) SELECT d FROM unnest(v_due) d WHERE d <> ALL (v_mine);
         END IF;
-        IF cardinality(v_mine) < cardinality(v_due) THEN
-            what := 'wake'; seconds := 0.005;
+        IF cardinality(v_mine) < cardinality(v_due) OR cardinality(v_seen) >= v_most THEN
+            what := 'wake'; seconds := CASE WHEN cardinality(v_seen) >= v_most THEN 0 ELSE 0.005 END;
             RETURN NEXT;
         END IF;
 
         -- Concurrency: as many as there is room for.
         v_part := greatest(v_most / greatest(cardinality(v_mine), 1), 1);
         WITH line AS MATERIALIZED (
-            SELECT m AS line, greatest({schema}.room_of(m), 0) AS room FROM unnest(v_mine) m WHERE m LIKE 'c%'
+            SELECT m AS line, greatest(coalesce(c.amount, 1)::bigint - (
+                SELECT count(*) FROM {schema}.instances i
+                WHERE i.gate = m AND i.gate IS NOT NULL AND i.status IN (0, 2)
+            ), 0) AS room
+            FROM unnest(v_mine) m
+            LEFT JOIN {schema}.limits c ON c.kind = 'concurrency' AND c.name = {schema}.limit_of(m)
+            WHERE m LIKE 'c%'
         ),
         picked AS MATERIALIZED (
             SELECT n.line, p.id, p.rate
@@ -178,12 +190,14 @@ BEGIN
             INSERT INTO {schema}.knocks (line) SELECT DISTINCT m.line FROM moved m
         ),
         got AS (
-            SELECT n.line, n.room, count(p.id) AS got
-            FROM line n LEFT JOIN picked p ON p.line = n.line
-            GROUP BY n.line, n.room
+            -- Both lists meet by grouping: a join of them is a loop in a loop.
+            SELECT u.line
+            FROM (SELECT n.line, n.room, 0 AS one FROM line n UNION ALL SELECT p.line, NULL, 1 FROM picked p) u
+            GROUP BY u.line
+            HAVING sum(u.one) < max(u.room)
         )
         SELECT ARRAY(SELECT p.id FROM picked p WHERE p.rate IS NULL), EXISTS (SELECT FROM moved),
-            ARRAY(SELECT g.line FROM got g WHERE g.got < g.room)
+            ARRAY(SELECT g.line FROM got g)
         INTO v_chosen, v_moved, v_open;
         IF v_moved THEN
             what := 'wake'; seconds := 0;

@@ -19,4 +19,4 @@ UPDATE {schema}.schedules s
 SET next_at = m.next_at, last_at = coalesce(m.last_at, s.last_at)
 FROM mine m
 WHERE s.id = ANY (ARRAY[m.id])
-RETURNING s.id, s.lane, s.step, s.state, s.priority, s.time_field
+RETURNING s.id, s.lane, s.step, s.state, s.priority, s.time_field, s.gate, s.own_gate, s.rate, s.weight

@@ -40,8 +40,7 @@ SELECT (SELECT count(*) FROM due), (SELECT count(*) FROM told),
         WHERE i.status IN (1, 3, 4) AND i.due_at < 'infinity' AND i.due_at > {clock}
         ORDER BY i.due_at LIMIT 1
     ) - {clock})::float8,
-    CASE WHEN EXISTS (SELECT 1 FROM knocked) OR EXISTS (SELECT 1 FROM {schema}.knocks) THEN 0 ELSE
-        greatest(extract(epoch FROM (
-            SELECT w.wake_at FROM {schema}.lines w WHERE w.wake_at IS NOT NULL ORDER BY w.wake_at LIMIT 1
-        ) - {clock}), 0)::float8
-    END
+    CASE WHEN EXISTS (SELECT 1 FROM knocked) OR EXISTS (SELECT 1 FROM {schema}.knocks) THEN 0 ELSE (
+        SELECT greatest(extract(epoch FROM w.wake_at - {clock}), 0)::float8
+        FROM {schema}.lines w WHERE w.wake_at IS NOT NULL ORDER BY w.wake_at LIMIT 1
+    ) END
