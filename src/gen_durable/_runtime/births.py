@@ -126,18 +126,32 @@ class Births:
         return self._begin(places) if places else None
 
     def expect_all(self) -> Birth | None:
-        """Keeps every place there is, for rows that their limits let go; None where there is none."""
-        if not self._ready:
+        """Keeps every place there is, for rows that their limits let go; None where there is none.
+
+        Rows whose turn in a line has come go on beside what is just announced or claimed (of which there is little, or
+        else the last claim had come back full), and leave it half of the places: if they waited for its claim, they
+        would be claimed too, and so would all that follow them.
+        """
+        if not self._works:
             return None
-        free = [queue for queue in self._queues if queue.lanes and _has_room(queue, 1)]
-        places = {queue: queue.concurrency - queue.load for queue in free}
+        places = {}
+        for queue in self._queues:
+            calm = queue.empty and not self._claimer.claiming
+            if queue.lanes and _is_open(queue) and not queue.backlog and (calm or not queue.punctual):
+                free = queue.concurrency - queue.load
+                places[queue] = free if calm else free // 2
+        places = {queue: count for queue, count in places.items() if count > 0}
         return self._begin(places) if places else None
+
+    @property
+    def _works(self) -> bool:
+        claimer = self._claimer
+        return not (self.over or claimer.failing or claimer.closing or self._commits_lag())
 
     @property
     def _ready(self) -> bool:
         """Whether nothing is just being claimed that a row which comes another way would pass by."""
-        claimer = self._claimer
-        return not (self.over or claimer.claiming or claimer.failing or claimer.closing or self._commits_lag())
+        return self._works and not self._claimer.claiming
 
     def _begin(self, places: dict[LocalQueue, int]) -> Birth:
         for queue, count in places.items():
@@ -214,6 +228,8 @@ def _has_room(queue: LocalQueue, count: int) -> bool:
     Nothing that waits may be passed by: so not while anything is announced. (What is buffered has places of its own,
     and starts first.)
     """
-    if queue.closed or queue.paused or queue.capped or not queue.empty:
-        return False
-    return queue.load + count <= queue.concurrency
+    return _is_open(queue) and queue.empty and queue.load + count <= queue.concurrency
+
+
+def _is_open(queue: LocalQueue) -> bool:
+    return not (queue.closed or queue.paused or queue.capped)

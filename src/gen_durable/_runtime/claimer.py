@@ -144,7 +144,8 @@ class Claimer(Service):
         got = self.deal(rows, now, put_off)
         for queue, room in wanted.items():
             count = len(got.get(queue, ()))
-            if count >= room:
+            queue.backlog = count >= room
+            if queue.backlog:
                 queue.empty = False
             elif queue.empty:
                 queue.look_at = now + self._patience(queue, count)

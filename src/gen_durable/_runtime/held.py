@@ -175,6 +175,7 @@ class LocalQueue:
         self.lanes: list[int] = []
         # The claimer's notes
         self.empty = False  # the last claim got fewer than it asked for, and nothing has been announced since
+        self.backlog = False  # the last claim got all that it asked for
         self.look_at = 0.0  # when to look again all the same (monotonic)
         self.misses = 0  # claims in a row that found nothing, where other workers may have been at it
         self.bytes = 1.0  # of state that a row has, lately
