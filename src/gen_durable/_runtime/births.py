@@ -82,6 +82,7 @@ class Births:
         self.over = True  # no life has begun, or it has ended
         self.under_way: set[Birth] = set()
         self.unsure = False  # an answer was lost, and nobody has looked since
+        self._unsure_at = 0  # how many looks had begun when it was
         self._held = held
         self._queues = list(queues)
         self._changed = changed
@@ -169,7 +170,8 @@ class Births:
             self._idle.set()
         doubted = birth in self._parents
         self._parents.discard(birth)
-        self.unsure = self.unsure or not answered
+        if not answered:
+            self.unsure, self._unsure_at = True, self._claimer.looks
         if not self.over and (not answered or (doubted and not self._parents)):
             self._claimer.check_soon()
         self._changed()
@@ -189,7 +191,7 @@ class Births:
         if not self._parents:  # else the answer to an earlier look is still to come
             self._young = set(strays) - set(lost)
             self._parents = set(self.under_way) if self._young else set()
-        if not self.under_way:
+        if not self.under_way and self._unsure_at < self._claimer.looks:
             self.unsure = False
         return lost
 

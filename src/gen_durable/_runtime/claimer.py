@@ -74,6 +74,7 @@ class Claimer(Service):
         self.claiming = False  # a claim is under way
         self.failing = False  # the last claim failed
         self.closing = False
+        self.looks = 0  # how many looks for lost claims have begun
         self.held_up = False  # too many outcomes wait for their commit: to be woken when they are fewer
         self.lost: Callable[[list[tuple[int, int]]], list[tuple[int, int]]] = list  # of strays; see births.py
 
@@ -268,12 +269,18 @@ class Claimer(Service):
 
         On the claims' own connection, so that no claim of ours is under way.
         """
-        rows = await self._link.fetch(self._sql["claiming/mine"].bind(worker=self._worker))
-        strays = self.lost([(id_, rev) for id_, rev in rows if not self._is_held(id_, rev)])
-        # (One that has ended since the question was asked is not there any more.)
-        if strays and (count := await self.release(strays)):
-            log.warning("%d claims whose answer was lost have gone back to their queues", count)
+        # Both set before the question: what goes wrong while it is under way is for another look.
+        self.looks += 1
         self._check_at = time.monotonic() + self._check_interval
+        try:
+            rows = await self._link.fetch(self._sql["claiming/mine"].bind(worker=self._worker))
+            strays = self.lost([(id_, rev) for id_, rev in rows if not self._is_held(id_, rev)])
+            # (One that has ended since the question was asked is not there any more.)
+            if strays and (count := await self.release(strays)):
+                log.warning("%d claims whose answer was lost have gone back to their queues", count)
+        except BaseException:
+            self._check_at = 0.0
+            raise
 
     def _is_held(self, id_: int, rev: int) -> bool:
         held = self._held.get(id_)
