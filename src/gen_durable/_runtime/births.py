@@ -58,6 +58,8 @@ class Birth:
             self._places[queue] = self._places.get(queue, 0) - kept
             queue.expected -= kept
             queue.put(batch)
+            if queue.paused or queue.crowded:
+                self._births.look()  # to give back what can't be started
 
     def _give_way(self) -> None:
         for queue, count in self._places.items():
@@ -148,20 +150,18 @@ class Births:
             got.setdefault(queue, []).append(held)
         for batch in got.values():
             batch.sort(key=lambda held: (held.priority, held.id))
-        self._taken(got)
+        self._changed()
         return got
 
     def take_claimed(self, row: Row) -> dict[LocalQueue, list[Held]]:
         """Makes a claim of a row."""
         got = self._claimer.deal([row], time.monotonic(), [])
-        self._taken(got)
+        self._changed()
         return got
 
-    def _taken(self, got: dict[LocalQueue, list[Held]]) -> None:
-        for queue in got:
-            if queue.paused or queue.saturated:
-                self._claimer.wake()  # to give back what can't be started
-        self._changed()
+    def look(self) -> None:
+        """Has the claimer look after what is buffered."""
+        self._claimer.wake()
 
     def end(self, birth: Birth, *, answered: bool) -> None:
         """A call has returned, or failed: then its rows may be there all the same."""

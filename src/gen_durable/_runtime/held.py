@@ -190,6 +190,11 @@ class LocalQueue:
         """Whether a further row would have to wait."""
         return self.running >= self.concurrency
 
+    @property
+    def crowded(self) -> bool:
+        """Whether more is buffered than can be started now."""
+        return len(self.buffer) + self.running > self.concurrency
+
     def put(self, rows: list[Held]) -> None:
         """Hands rows over to the executors."""
         self.buffer.extend(rows)

@@ -331,8 +331,8 @@ class Worker(Listener):
         held.buffered_at = time.monotonic()
         held.queue.put([held])
         self._left.set()
-        if held.queue.paused:
-            self._claimer.wake()  # to give it back
+        if held.queue.paused or held.queue.crowded:
+            self._claimer.wake()  # to give it back, now or when it has waited for long
 
     def left(self, held: Held, record: Record | None) -> None:
         """A claim has ended."""
