@@ -25,6 +25,8 @@ STUCK_SECONDS = 0.5
 SMOOTHING = 0.5
 WAIT_SECONDS = 1.0  # that a row waits at most for another whose next crash is its last
 MOST = 2000  # rows of one claim
+CANCELLED = 10_000  # claims that are remembered as cancelled before their answer came
+HELD_UP_SECONDS = 0.05  # between two looks whether commits have caught up, should nobody say so
 AHEAD_BYTES = 8_000_000  # of state, that a queue holds at most beyond what runs
 
 
@@ -114,6 +116,8 @@ class Claimer(Service):
             # Whole batches: when half of the room is free, or when nothing waits to be started.
             if room > 0 and (not queue.buffer or room * 2 >= capacity):
                 wanted[queue] = room
+            else:
+                queue.empty = False  # it is time to look, so that room is wanted: no looking at the clock until then
         return wanted
 
     async def claim(self, wanted: dict[LocalQueue, int]) -> None:
@@ -294,7 +298,7 @@ class Claimer(Service):
                 until = min(until, queue.look_at)
             if queue.buffer:
                 until = min(until, now + STUCK_SECONDS)
-        return max(until - now, 0.001)
+        return max(until - now, HELD_UP_SECONDS if self.held_up else 0.001)
 
 
 def _urgency(held: Held) -> Any:
