@@ -10,14 +10,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Self
 
-from gen_durable._runtime.claimer import Claimer
+from gen_durable._runtime.claimer import Claim, Claimer
 from gen_durable._runtime.held import Held, LocalQueue
 from gen_durable._store.inserting import Born
 from gen_durable._store.operation import Row
 
 __all__ = ["Birth", "Births"]
-
-Claim = tuple[int, int]  # id and rev
 
 # Seconds that places are kept: a call that waits for a lock longer than this holds up nobody. What it then brings may
 # wait in the buffer for its turn.
@@ -142,6 +140,8 @@ class Births:
         now = time.monotonic()
         got: dict[LocalQueue, list[Held]] = {}
         for id_, row, at in rows:
+            if self._claimer.was_cancelled(id_, 0):
+                continue
             spec, queue = self._claimer.specs[row.lane]
             held = Held(
                 id_, 0, row.lane, row.step, bytes(row.state), 0, 0, row.priority, row.key, at, at, spec, queue, now

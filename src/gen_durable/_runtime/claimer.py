@@ -16,9 +16,11 @@ from gen_durable._store.operation import Catalog, Row
 from gen_durable.events import ClaimEvent, Hooks, emit
 from gen_durable.machine import MachineSpec
 
-__all__ = ["Claimer"]
+__all__ = ["Claim", "Claimer"]
 
 log = logging.getLogger("gen_durable")
+
+Claim = tuple[int, int]  # id and rev
 
 # A buffered row that nobody could start for this long goes back, where an idle worker may take it.
 STUCK_SECONDS = 0.5
@@ -76,9 +78,10 @@ class Claimer(Service):
         self.claiming = False  # a claim is under way
         self.failing = False  # the last claim failed
         self.closing = False
+        self._cancelled: dict[Claim, None] = {}  # in the order in which we heard of it
         self.looks = 0  # how many looks for lost claims have begun
         self.held_up = False  # too many outcomes wait for their commit: to be woken when they are fewer
-        self.lost: Callable[[list[tuple[int, int]]], list[tuple[int, int]]] = list  # of strays; see births.py
+        self.lost: Callable[[list[Claim]], list[Claim]] = list  # of strays; see births.py
 
     def announce(self, queue: str | None) -> None:
         """There may be work in a queue (None: in any)."""
@@ -148,11 +151,12 @@ class Claimer(Service):
         self._most = min(MOST, self._most * 2)
         now = time.monotonic()
         self._trip += SMOOTHING * (now - started - self._trip)
-        put_off: list[tuple[int, int]] = []
+        put_off: list[Claim] = []
         got = self.deal(rows, now, put_off)
+        passed_by = len(rows) - sum(map(len, got.values()))
         for queue, room in wanted.items():
             count = len(got.get(queue, ()))
-            if count >= room:
+            if count + passed_by >= room:
                 queue.empty = False
             elif queue.empty:
                 queue.look_at = now + self._patience(queue, count)
@@ -191,7 +195,7 @@ class Claimer(Service):
         self._alone = held.id
         return False
 
-    async def _put_off(self, claims: list[tuple[int, int]]) -> None:
+    async def _put_off(self, claims: list[Claim]) -> None:
         listed = msgspec.json.encode([{"id": id_, "rev": rev} for id_, rev in sorted(claims)]).decode()
         request = self._sql["claiming/postpone"].bind(worker=self._worker, claims=listed, seconds=WAIT_SECONDS)
         try:
@@ -200,11 +204,23 @@ class Claimer(Service):
             self._check_at = 0.0  # they are found there
             raise
 
-    def deal(self, rows: list[Row], now: float, put_off: list[tuple[int, int]]) -> dict[LocalQueue, list[Held]]:
-        """Makes claims of the rows of ``claim.sql``, but for those that go to ``put_off``."""
+    def note_cancelled(self, id_: int, rev: int) -> None:
+        """A claim was cancelled that we don't hold: its answer, should it be on its way, comes too late."""
+        self._cancelled[id_, rev] = None
+        if len(self._cancelled) > CANCELLED:
+            del self._cancelled[next(iter(self._cancelled))]
+
+    def was_cancelled(self, id_: int, rev: int) -> bool:
+        """Whether a claim that we hear of now has been cancelled before."""
+        return (id_, rev) in self._cancelled
+
+    def deal(self, rows: list[Row], now: float, put_off: list[Claim]) -> dict[LocalQueue, list[Held]]:
+        """Makes claims of the rows of ``claim.sql``, but for those that go to ``put_off`` and what was cancelled."""
         got: dict[LocalQueue, list[Held]] = {}
-        held_rows = self._held
+        held_rows, cancelled = self._held, self._cancelled
         for id_, rev, lane, step, state, attempt, crashes, priority, key, due_at, inserted_at, parent, waits in rows:
+            if (id_, rev) in cancelled:
+                continue
             spec, queue = self.specs[lane]
             held = Held(
                 id_, rev, lane, step, state, attempt, crashes, priority, key, due_at, inserted_at, spec, queue, now,
@@ -247,7 +263,7 @@ class Claimer(Service):
         if rows:
             await self.release([(held.id, held.rev) for held in rows])
 
-    async def release(self, claims: list[tuple[int, int]]) -> int:
+    async def release(self, claims: list[Claim]) -> int:
         """Gives claims back; one that is not held any more is left alone. Answers with how many there were."""
         listed = msgspec.json.encode([{"id": id_, "rev": rev} for id_, rev in sorted(claims)]).decode()
         while True:

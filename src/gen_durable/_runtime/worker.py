@@ -377,6 +377,8 @@ class Worker(Listener):
         ``rev`` is the claim's that was cancelled: the word of it may come when a retry has been claimed meanwhile.
         """
         held = self._held.get(instance_id)
+        if held is None or held.rev < rev:
+            self._claimer.note_cancelled(instance_id, rev)  # the claim's answer may be on its way
         if held is None or held.rev > rev:
             return
         held.gone = True
