@@ -135,7 +135,7 @@ async def test_every_statement_runs_with_an_empty_search_path(stage: Stage) -> N
         "rev": 0, "next_at": None, "cron": "* * * * *", "every": None, "tz": "UTC", "catch_up": "last", "lane": 1,
         "priority": 0, "step": "s", "state": "{}", "time_field": None, "made_at": dt.datetime.now(dt.UTC),
         "seconds": 0.0, "until": None, "limits": "[]", "kind": "concurrency", "amount": 1.0, "kinds": ["rate"],
-        "names": ["n"], "grace": 1.0, "most": 10, "shown": 1,
+        "names": ["n"], "most": 10, "shown": 1,
     }  # fmt: skip
     arrays: dict[str, Any] = {
         "testing/due": {"lanes": [1]},

@@ -10,14 +10,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Self
 
-from gen_durable._runtime.claimer import Claimer
+from gen_durable._runtime.claimer import Claim, Claimer
 from gen_durable._runtime.held import Held, LocalQueue
 from gen_durable._store.inserting import Born
 from gen_durable._store.operation import Row
 
 __all__ = ["Birth", "Births"]
-
-Claim = tuple[int, int]  # id and rev
 
 # Seconds that places are kept: a call that waits for a lock longer than this holds up nobody. What it then brings may
 # wait in the buffer for its turn.
@@ -63,6 +61,8 @@ class Birth:
             self._places[queue] = self._places.get(queue, 0) - kept
             queue.expected -= kept
             queue.put(batch)
+            if queue.paused or queue.crowded:
+                self._births.look()  # to give back what can't be started
 
     def _give_way(self) -> None:
         for queue, count in self._places.items():
@@ -87,6 +87,7 @@ class Births:
         self.over = True  # no life has begun, or it has ended
         self.under_way: set[Birth] = set()
         self.unsure = False  # an answer was lost, and nobody has looked since
+        self._unsure_at = 0  # how many looks had begun when it was
         self._held = held
         self._queues = list(queues)
         self._changed = changed
@@ -166,6 +167,8 @@ class Births:
         now = time.monotonic()
         got: dict[LocalQueue, list[Held]] = {}
         for id_, row, at in rows:
+            if self._claimer.was_cancelled(id_, 0):
+                continue
             spec, queue = self._claimer.specs[row.lane]
             held = Held(
                 id_, 0, row.lane, row.step, bytes(row.state), 0, 0, row.priority, row.key, at, at, spec, queue, now,
@@ -175,20 +178,18 @@ class Births:
             got.setdefault(queue, []).append(held)
         for batch in got.values():
             batch.sort(key=lambda held: (held.priority, held.id))
-        self._taken(got)
+        self._changed()
         return got
 
     def take_claimed(self, row: Row) -> dict[LocalQueue, list[Held]]:
         """Makes a claim of a row."""
         got = self._claimer.deal([row], time.monotonic(), [])
-        self._taken(got)
+        self._changed()
         return got
 
-    def _taken(self, got: dict[LocalQueue, list[Held]]) -> None:
-        for queue in got:
-            if queue.paused or queue.saturated:
-                self._claimer.wake()  # to give back what can't be started
-        self._changed()
+    def look(self) -> None:
+        """Has the claimer look after what is buffered."""
+        self._claimer.wake()
 
     def end(self, birth: Birth, *, answered: bool) -> None:
         """A call has returned, or failed: then its rows may be there all the same."""
@@ -197,7 +198,8 @@ class Births:
             self._idle.set()
         doubted = birth in self._parents
         self._parents.discard(birth)
-        self.unsure = self.unsure or not answered
+        if not answered:
+            self.unsure, self._unsure_at = True, self._claimer.looks
         if not self.over and (not answered or (doubted and not self._parents)):
             self._claimer.check_soon()
         self._changed()
@@ -217,7 +219,7 @@ class Births:
         if not self._parents:  # else the answer to an earlier look is still to come
             self._young = set(strays) - set(lost)
             self._parents = set(self.under_way) if self._young else set()
-        if not self.under_way:
+        if not self.under_way and self._unsure_at < self._claimer.looks:
             self.unsure = False
         return lost
 

@@ -202,6 +202,11 @@ class LocalQueue:
         """Whether a further row would have to wait."""
         return self.running >= self.concurrency
 
+    @property
+    def crowded(self) -> bool:
+        """Whether more is buffered than can be started now."""
+        return len(self.buffer) + self.running > self.concurrency
+
     def put(self, rows: list[Held]) -> None:
         """Hands rows over to the executors."""
         self.buffer.extend(rows)
@@ -227,6 +232,11 @@ class LocalQueue:
             self.on_crash(error)
         else:
             self.wake_one()
+            self._tell_of_room()
+
+    def _tell_of_room(self) -> None:
+        if not self.empty and (not self.buffer or self.load * 2 <= self.concurrency + self.ahead):
+            self.on_room()
 
     async def _execute(self) -> None:
         buffer = self.buffer
@@ -246,8 +256,7 @@ class LocalQueue:
                     held.task = None
                 if task.cancelling():
                     return  # it was cancelled and went on, or its step cancelled it: another takes its place
-                if not self.empty and (not buffer or self.load * 2 <= self.concurrency + self.ahead):
-                    self.on_room()
+                self._tell_of_room()
                 if time.monotonic() > until:
                     await asyncio.sleep(0)
                     until = time.monotonic() + SLICE
