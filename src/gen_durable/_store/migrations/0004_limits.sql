@@ -158,53 +158,10 @@ BEGIN
             RETURN NEXT;
         END IF;
 
-        -- Concurrency: as many as there is room for.
-        v_part := greatest(v_most / greatest(cardinality(v_mine), 1), 1);
-        WITH line AS MATERIALIZED (
-            SELECT m AS line, greatest(coalesce(c.amount, 1)::bigint - (
-                SELECT count(*) FROM {schema}.instances i
-                WHERE i.gate = m AND i.gate IS NOT NULL AND i.status IN (0, 2)
-            ), 0) AS room
-            FROM unnest(v_mine) m
-            LEFT JOIN {schema}.limits c ON c.kind = 'concurrency' AND c.name = {schema}.limit_of(m)
-            WHERE m LIKE 'c%'
-        ),
-        picked AS MATERIALIZED (
-            SELECT n.line, p.id, p.rate
-            FROM line n
-            CROSS JOIN LATERAL (
-                SELECT i.id, i.rate FROM {schema}.instances i
-                WHERE i.line = n.line AND i.status = 5
-                ORDER BY i.priority, i.due_at, i.id
-                LIMIT least(n.room, v_part)
-                FOR NO KEY UPDATE SKIP LOCKED
-            ) p
-        ),
-        moved AS (
-            -- What needs tokens too waits for them, and does not hold its slot meanwhile.
-            UPDATE {schema}.instances i SET line = p.rate, updated_at = v_now
-            FROM picked p WHERE p.rate IS NOT NULL AND i.id = ANY (ARRAY[p.id])
-            RETURNING i.line
-        ),
-        knocked AS (
-            INSERT INTO {schema}.knocks (line) SELECT DISTINCT m.line FROM moved m
-        ),
-        got AS (
-            -- Both lists meet by grouping: a join of them is a loop in a loop.
-            SELECT u.line
-            FROM (SELECT n.line, n.room, 0 AS one FROM line n UNION ALL SELECT p.line, NULL, 1 FROM picked p) u
-            GROUP BY u.line
-            HAVING sum(u.one) < max(u.room)
-        )
-        SELECT ARRAY(SELECT p.id FROM picked p WHERE p.rate IS NULL), EXISTS (SELECT FROM moved),
-            ARRAY(SELECT g.line FROM got g)
-        INTO v_chosen, v_moved, v_open;
-        IF v_moved THEN
-            what := 'wake'; seconds := 0;
-            RETURN NEXT;
-        END IF;
-
-        -- Rates: the most urgent ones for which there are tokens. One that needs many is waited for.
+        -- Rates: the most urgent ones for which there are tokens. One that needs many is waited for. They come before the
+        -- keys, whose lines they have left: the slots that they take here are counted there.
+        v_chosen := ARRAY[]::bigint[];
+        v_open := ARRAY[]::text[];
         FOR v_bucket IN
             SELECT b.line, b.pace, b.burst, least(
                 b.burst - b.drawn,
@@ -264,6 +221,52 @@ BEGIN
                 RETURN NEXT;
             END IF;
         END LOOP;
+
+        -- Concurrency: as many as there is room for.
+        v_part := greatest(v_most / greatest(cardinality(v_mine), 1), 1);
+        WITH line AS MATERIALIZED (
+            SELECT m AS line, greatest(coalesce(c.amount, 1)::bigint - (
+                SELECT count(*) FROM {schema}.instances i
+                WHERE i.gate = m AND i.gate IS NOT NULL AND i.status IN (0, 2)
+            ), 0) AS room
+            FROM unnest(v_mine) m
+            LEFT JOIN {schema}.limits c ON c.kind = 'concurrency' AND c.name = {schema}.limit_of(m)
+            WHERE m LIKE 'c%'
+        ),
+        picked AS MATERIALIZED (
+            SELECT n.line, p.id, p.rate
+            FROM line n
+            CROSS JOIN LATERAL (
+                SELECT i.id, i.rate FROM {schema}.instances i
+                WHERE i.line = n.line AND i.status = 5
+                ORDER BY i.priority, i.due_at, i.id
+                LIMIT least(n.room, v_part)
+                FOR NO KEY UPDATE SKIP LOCKED
+            ) p
+        ),
+        moved AS (
+            -- What needs tokens too waits for them, and does not hold its slot meanwhile.
+            UPDATE {schema}.instances i SET line = p.rate, updated_at = v_now
+            FROM picked p WHERE p.rate IS NOT NULL AND i.id = ANY (ARRAY[p.id])
+            RETURNING i.line
+        ),
+        knocked AS (
+            INSERT INTO {schema}.knocks (line) SELECT DISTINCT m.line FROM moved m
+        ),
+        got AS (
+            -- Both lists meet by grouping: a join of them is a loop in a loop.
+            SELECT u.line
+            FROM (SELECT n.line, n.room, 0 AS one FROM line n UNION ALL SELECT p.line, NULL, 1 FROM picked p) u
+            GROUP BY u.line
+            HAVING sum(u.one) < max(u.room)
+        )
+        SELECT v_chosen || ARRAY(SELECT p.id FROM picked p WHERE p.rate IS NULL), EXISTS (SELECT FROM moved),
+            v_open || ARRAY(SELECT g.line FROM got g)
+        INTO v_chosen, v_moved, v_open;
+        IF v_moved THEN
+            what := 'wake'; seconds := 0;
+            RETURN NEXT;
+        END IF;
 
         -- What was chosen is runnable; or a claim at once, where the worker keeps places for it.
         RETURN QUERY
