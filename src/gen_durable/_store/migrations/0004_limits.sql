@@ -212,7 +212,8 @@ BEGIN
             IF v_wake IS NULL THEN
                 v_open := v_open || v_bucket.line;
             END IF;
-            UPDATE {schema}.lines l SET tokens = v_tokens, filled_at = v_now, wake_at = v_wake
+            -- Who began earlier can come later: what has come since is counted once.
+            UPDATE {schema}.lines l SET tokens = v_tokens, filled_at = greatest(l.filled_at, v_now), wake_at = v_wake
             WHERE l.line = v_bucket.line;
             IF v_report THEN
                 what := 'line'; name := v_bucket.line; room := v_tokens;
