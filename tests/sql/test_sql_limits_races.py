@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
 from sql_stage import Stage, outcome
-from test_sql_limits import KEY, claimed, configure, limited, statuses
+from test_sql_limits import KEY, claimed, configure, later, limited, statuses
 
 
 async def test_a_plain_row_and_one_with_both_in_one_look(stage: Stage) -> None:
@@ -14,6 +15,22 @@ async def test_a_plain_row_and_one_with_both_in_one_look(stage: Stage) -> None:
     (plain,) = await limited(stage, 1)
     assert (await stage.admit(KEY, "rapi")).queues == {"q": 1}
     assert sorted((await statuses(stage)).values()) == [0, 5], (both, plain)
+
+
+async def test_what_outweighs_a_lowered_burst_costs_no_more_than_the_burst(stage: Stage) -> None:
+    """R24, never under: a look while it waits for its claim takes nothing more from the bucket."""
+    await configure(stage, "rate", "api", 1, per=1.0, burst=9)
+    (heavy,) = await limited(stage, 1, gate=None, rate="rapi", weight=9)
+    await configure(stage, "rate", "api", 1, per=1.0, burst=3)
+    assert (await stage.admit()).queues == {"q": 1}
+    await limited(stage, 3, gate=None, rate="rapi")
+    found = await stage.admit()
+    assert found.queues == {}
+    assert found.lines["rapi"][2] == pytest.approx(0.0, abs=0.1)
+    ((id_, _),) = await claimed(stage)
+    assert id_ == heavy
+    await later(stage, 3)
+    assert (await stage.admit("rapi")).queues == {"q": 3}
 
 
 async def test_a_look_with_a_late_clock_fills_a_bucket_only_once(stage: Stage) -> None:

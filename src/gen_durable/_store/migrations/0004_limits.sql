@@ -171,7 +171,7 @@ BEGIN
                 SELECT l.line, l.tokens, l.filled_at, coalesce(c.amount / c.per, 1e9) AS pace,
                     coalesce(c.burst, 1e9) AS burst,
                     (
-                        SELECT coalesce(sum(coalesce(i.weight, 1)), 0) FROM {schema}.instances i
+                        SELECT coalesce(sum(least(coalesce(i.weight, 1), c.burst)), 0) FROM {schema}.instances i
                         WHERE i.rate = l.line AND i.rate IS NOT NULL AND i.status = 0
                     ) AS drawn
                 FROM unnest(v_mine) m
