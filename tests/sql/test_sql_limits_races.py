@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from sql_stage import Stage, outcome
+from sql_stage import Stage, encode, outcome
 from test_sql_limits import KEY, claimed, configure, later, limited, statuses
 
 
@@ -15,6 +15,33 @@ async def test_a_plain_row_and_one_with_both_in_one_look(stage: Stage) -> None:
     (plain,) = await limited(stage, 1)
     assert (await stage.admit(KEY, "rapi")).queues == {"q": 1}
     assert sorted((await statuses(stage)).values()) == [0, 5], (both, plain)
+
+
+async def test_a_heavy_row_that_is_cancelled_makes_way(stage: Stage) -> None:
+    """R22, R24: those behind it fit at once, and nobody waits for its tokens."""
+    await configure(stage, "rate", "api", 1, per=3600.0, burst=5)
+    await limited(stage, 1, gate=None, rate="rapi", weight=3)
+    await stage.admit()
+    (heavy,) = await limited(stage, 1, gate=None, rate="rapi", weight=5)
+    (light,) = await limited(stage, 1, gate=None, rate="rapi")
+    assert (await stage.admit()).queues == {}
+    await stage.cancel(heavy)
+    assert (await stage.admit()).queues == {"q": 1}
+    assert (await statuses(stage))[light] == 0
+
+
+async def test_a_heavy_row_that_is_replaced_makes_way(stage: Stage) -> None:
+    """R22: as when it is cancelled."""
+    await configure(stage, "rate", "api", 1, per=3600.0, burst=5)
+    await limited(stage, 1, gate=None, rate="rapi", weight=3)
+    await stage.admit()
+    (heavy,) = await limited(stage, 1, gate=None, rate="rapi", weight=5, key="k")
+    (light,) = await limited(stage, 1, gate=None, rate="rapi")
+    assert (await stage.admit()).queues == {}
+    row = encode([{"lane": await stage.lane(), "step": "one", "state": {}}])
+    assert await stage.run("inserting/replace", key="k", row=row, notify=False, soon=5.0)
+    assert (await stage.admit()).queues == {"q": 1}
+    assert await statuses(stage) == {heavy - 1: 0, heavy: 0, light: 0}
 
 
 async def test_what_outweighs_a_lowered_burst_costs_no_more_than_the_burst(stage: Stage) -> None:
