@@ -1,4 +1,4 @@
-"""Races and mixtures of limits, stepped by hand: keys with rates, lines that are emptied by other hands, late clocks."""
+"""Races and mixtures of limits, stepped by hand: keys with rates, lines emptied by other hands, late clocks."""
 
 from __future__ import annotations
 
@@ -15,6 +15,41 @@ async def test_a_plain_row_and_one_with_both_in_one_look(stage: Stage) -> None:
     (plain,) = await limited(stage, 1)
     assert (await stage.admit(KEY, "rapi")).queues == {"q": 1}
     assert sorted((await statuses(stage)).values()) == [0, 5], (both, plain)
+
+
+async def test_rows_of_one_key_behind_one_without_tokens(stage: Stage) -> None:
+    """R22, section 10: a slot that nobody can use for want of tokens is for the next who can."""
+    await configure(stage, "rate", "api", 1, per=3600.0, burst=1)
+    (first,) = await limited(stage, 1, gate=None, rate="rapi")
+    await stage.admit()
+    (both,) = await limited(stage, 1, rate="rapi")
+    (plain,) = await limited(stage, 1)
+    await drained(stage)
+    assert await statuses(stage) == {first: 0, both: 5, plain: 0}
+
+
+async def test_rows_of_one_key_behind_others_of_another_rate(stage: Stage) -> None:
+    """R22: the slots of a shared key are not kept for a tenant whose tokens are spent."""
+    await configure(stage, "rate", "api", 1, per=3600.0, burst=1)
+    await configure(stage, "concurrency", "account:7", 2)
+    await limited(stage, 1, gate=None, rate="rapi\x1fa")
+    await stage.admit()
+    mine = await limited(stage, 5, rate="rapi\x1fa")
+    (other,) = await limited(stage, 1, rate="rapi\x1fb")
+    await drained(stage)
+    found = await statuses(stage)
+    assert [found[id_] for id_ in mine] == [5] * 5
+    assert found[other] == 0
+
+
+async def drained(stage: Stage) -> None:
+    """Looks until nothing comes of it, as the admitter does: at knocks, and at what is to be looked at soon."""
+    for _ in range(100):
+        await stage.ask("UPDATE {schema}.lines SET wake_at = {clock} WHERE wake_at < {clock} + interval '1 second'")
+        found = await stage.admit()
+        if not found.queues and (found.wake is None or found.wake > 1):
+            return
+    raise AssertionError("it never comes to rest")
 
 
 async def test_a_heavy_row_that_is_cancelled_makes_way(stage: Stage) -> None:

@@ -117,7 +117,7 @@ DECLARE
     v_part bigint;
     v_chosen bigint[];
     v_drawn bigint[];
-    v_moved boolean;
+    v_moved text[];  -- "line, rate" of what has gone from a key's line to a rate's
     v_tokens double precision;
     v_wake timestamptz;
     v_bucket record;
@@ -249,22 +249,26 @@ BEGIN
             -- What needs tokens too waits for them, and does not hold its slot meanwhile.
             UPDATE {schema}.instances i SET line = p.rate, updated_at = v_now
             FROM picked p WHERE p.rate IS NOT NULL AND i.id = ANY (ARRAY[p.id])
-            RETURNING i.line
+            RETURNING i.gate, i.rate
         ),
         knocked AS (
-            INSERT INTO {schema}.knocks (line) SELECT DISTINCT m.line FROM moved m
+            INSERT INTO {schema}.knocks (line) SELECT DISTINCT m.rate FROM moved m
         ),
         got AS (
             -- Both lists meet by grouping: a join of them is a loop in a loop.
             SELECT u.line
-            FROM (SELECT n.line, n.room, 0 AS one FROM line n UNION ALL SELECT p.line, NULL, 1 FROM picked p) u
+            FROM (
+                SELECT n.line, n.room, 0 AS one FROM line n
+                UNION ALL
+                SELECT p.line, NULL, CASE WHEN p.rate IS NULL THEN 1 ELSE 0 END FROM picked p
+            ) u
             GROUP BY u.line
             HAVING sum(u.one) < max(u.room)
         )
-        SELECT v_chosen || ARRAY(SELECT p.id FROM picked p WHERE p.rate IS NULL), EXISTS (SELECT FROM moved),
-            v_open || ARRAY(SELECT g.line FROM got g)
+        SELECT v_chosen || ARRAY(SELECT p.id FROM picked p WHERE p.rate IS NULL),
+            ARRAY(SELECT DISTINCT m.gate || E'\x1f' || m.rate FROM moved m), v_open || ARRAY(SELECT g.line FROM got g)
         INTO v_chosen, v_moved, v_open;
-        IF v_moved THEN
+        IF cardinality(v_moved) > 0 THEN
             what := 'wake'; seconds := 0;
             RETURN NEXT;
         END IF;
@@ -312,12 +316,19 @@ BEGIN
         WHERE g.status = 0
         GROUP BY l.queue;
 
-        -- More would fit: there is more than one pass takes, or the next row is just locked by somebody.
+        -- More would fit: there is more than one pass takes, or the next row is just locked by somebody, or what was
+        -- first may wait long for its tokens, and somewhat behind it is a row that does not wait for the same ones.
         UPDATE {schema}.lines l
         SET wake_at = CASE WHEN w.more THEN v_now + make_interval(secs => 0.01) END
         FROM (
             SELECT m AS line, m = ANY (v_open) AND EXISTS (
-                SELECT FROM {schema}.instances i WHERE i.line = m AND i.status = 5
+                SELECT FROM (
+                    SELECT i.rate FROM {schema}.instances i
+                    WHERE i.line = m AND i.status = 5
+                    ORDER BY i.priority, i.due_at, i.id
+                    LIMIT 100
+                ) n
+                WHERE n.rate IS NULL OR m || E'\x1f' || n.rate <> ALL (v_moved)
             ) AS more
             FROM unnest(v_mine) m WHERE m LIKE 'c%' OR m = ANY (v_open)
         ) w
