@@ -12,7 +12,18 @@ from gen_durable.machine import Machine, step
 from gen_durable.outcome import Await, Cancel, Done, Next, Outcome, Retry, RetryAfter, Sleep, Spawn, Stop, child
 from gen_durable.retry import Backoff
 from gen_durable.schedule import Schedule
-from gen_durable.snapshot import Page, QueueCount, QueueInfo, ScheduleInfo, Snapshot, Transition, WorkerInfo
+from gen_durable.snapshot import (
+    LimitInfo,
+    LimitRef,
+    Page,
+    QueueCount,
+    QueueInfo,
+    ScheduleInfo,
+    Snapshot,
+    Transition,
+    Why,
+    WorkerInfo,
+)
 
 __all__ = [
     "Await",
@@ -26,7 +37,9 @@ __all__ = [
     "Handle",
     "Inserted",
     "Job",
+    "LimitInfo",
     "LimitKey",
+    "LimitRef",
     "Machine",
     "Next",
     "Outcome",
@@ -44,6 +57,7 @@ __all__ = [
     "Spawn",
     "Stop",
     "Transition",
+    "Why",
     "WorkerInfo",
     "child",
     "job",

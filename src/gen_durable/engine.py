@@ -216,6 +216,7 @@ class Engine(Client):
             if self._uses_embedded(url):
                 await self.migrate()
             self._use_clock(test=await self._session.open(url))
+            await self._open_limits()
             for schedule in self._settings.schedules:
                 await self._declare(schedule)
         except BaseException:

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
-__all__ = ["Page", "QueueCount", "QueueInfo", "ScheduleInfo", "Snapshot", "Transition", "WorkerInfo"]
+__all__ = [
+    "LimitInfo",
+    "LimitRef",
+    "Page",
+    "QueueCount",
+    "QueueInfo",
+    "ScheduleInfo",
+    "Snapshot",
+    "Transition",
+    "Why",
+    "WorkerInfo",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,3 +194,75 @@ class ScheduleInfo:
     def paused(self) -> bool:
         """Whether it is paused."""
         return self.paused_at is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitInfo:
+    """A limit as it was when it was read, and how much of it was in use.
+
+    Attributes:
+        kind: ``concurrency`` (of a key), ``rate``, or ``queue`` (its cap in the cluster).
+        name: the key's or the rate's name, or the queue.
+        limit: how many at once; of a rate: how many tokens come in ``per`` seconds.
+        per, burst: of a rate, else None.
+        lines: how many lines of that name are in use, or were in the last minute: one for each partition.
+        holding: how many instances hold its slots; of a rate: have their tokens and have not started; of a queue:
+            execute. 10,000 stands for that and more, here and in ``waiting``.
+        waiting: how many wait for it, in all its lines; of a queue: how many are due in it.
+    """
+
+    kind: Literal["concurrency", "rate", "queue"]
+    name: str
+    limit: float
+    per: float | None
+    burst: int | None
+    lines: int
+    holding: int
+    waiting: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitRef:
+    """A limit for which an instance waits.
+
+    Attributes:
+        kind: ``concurrency``, ``rate`` or ``queue``.
+        name: its name.
+        partition: the partition of the key, or None.
+        limit: how many at once; of a rate: how many tokens come in ``per`` seconds.
+        per, burst: of a rate, else None.
+    """
+
+    kind: Literal["concurrency", "rate", "queue"]
+    name: str
+    partition: str | None
+    limit: float
+    per: float | None = None
+    burst: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Why:
+    """Why an instance is where it is, and what it waits for.
+
+    Attributes:
+        id: the instance.
+        status: as in :class:`Snapshot`.
+        reason: one sentence.
+        limit: the limit for which it waits, or None.
+        holders: the ids of up to 10 instances that hold the slots of that limit.
+        holding: how many do, for a concurrency key or the cap of a queue.
+        ahead: how many are before it, in its limit's line or, when it is runnable, in its queue. 10,000 stands for that
+            and more.
+        seconds: until it may run, where that can be told: at this rate, or until its due time. For one that waits for
+            signals or children: until its deadline.
+    """
+
+    id: int
+    status: str
+    reason: str
+    limit: LimitRef | None = None
+    holders: tuple[int, ...] = ()
+    holding: int | None = None
+    ahead: int | None = None
+    seconds: float | None = None

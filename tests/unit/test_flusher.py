@@ -60,7 +60,7 @@ class Claimed:
     """The part of a claim that the flusher reads."""
 
     step = "run"
-    spawning = waits = parent_id = None
+    spawning = waits = parent_id = gate = None
     gone = False
 
     def __init__(self, id_: int) -> None:

@@ -36,7 +36,7 @@ def worker() -> Worker:
 
 
 def moved(id_: int) -> tuple[Any, Record]:
-    held = SimpleNamespace(id=id_, queue=SimpleNamespace(name="mine"))
+    held = SimpleNamespace(id=id_, queue=SimpleNamespace(name="mine", capped=False), gate=None, rate=None)
     return held, Record(id_, 1, BACK, "run", lane=2)
 
 

@@ -24,7 +24,6 @@ from gen_durable.config import Settings
 from gen_durable.context import ChildResult, Context, Signal
 from gen_durable.errors import InvalidOutcome, InvalidState, StateDecodeError
 from gen_durable.events import Hooks, StepEvent, emit
-from gen_durable.limits import check_known
 from gen_durable.machine import MachineSpec, StepSpec
 from gen_durable.outcome import KEEP, Await, Cancel, Done, Next, Outcome, Retry, RetryAfter, Sleep, Spawn, Stop
 from gen_durable.status import TransitionKind
@@ -195,11 +194,11 @@ class Executor:
             case Sleep(seconds=seconds, then=then):
                 self._check_step(held, then)
                 record = self._back(held, TransitionKind.SLEEP, then, seconds, 0, state)
-                return _progress(held, self._limited(held, record, subject))
+                return _progress(held, await self._limited(held, record, subject))
             case Await():
-                return self._limited(held, self._await_signal(held, outcome, state), subject)
+                return await self._limited(held, self._await_signal(held, outcome, state), subject)
             case Spawn():
-                return self._limited(held, await self._spawn(held, outcome, state), subject)
+                return await self._limited(held, await self._spawn(held, outcome, state), subject)
             case Stop(reason=reason):
                 record = self._end(held, TransitionKind.FAILED)
                 record.state, record.error = state, reason_json("Stop", reason)
@@ -235,7 +234,7 @@ class Executor:
         moved = queue != held.queue.name
         urgency = held.priority if outcome.priority is KEEP else outcome.priority
         record = self._back(held, TransitionKind.NEXT, outcome.step, outcome.delay or 0.0, 0, state)
-        _progress(held, self._limited(held, record, subject, outcome))
+        _progress(held, await self._limited(held, record, subject, outcome))
         if (
             not moved
             and urgency == held.priority
@@ -271,7 +270,7 @@ class Executor:
         record.rest = outcome.cancel_rest or None
         return _progress(held, record)
 
-    def _limited(self, held: Held, record: Record, subject: Any, given: Next | None = None) -> Record:
+    async def _limited(self, held: Held, record: Record, subject: Any, given: Next | None = None) -> Record:
         """Says which limits the next step has; of one that has none, after one that had none, there is nothing to say.
 
         Raises:
@@ -282,13 +281,14 @@ class Executor:
             return record
         limits = held.spec.limits_of(
             step.name,
-            subject,
+            subject if held.values is None else held.spec.load(held.values),  # as the step will get it
             held.own_gate,
             concurrency_key=KEEP if given is None else given.concurrency_key,
             rate_limit=KEEP if given is None else given.rate_limit,
             weight=KEEP if given is None else given.weight,
         )
-        check_known(limits, self._client._rates)
+        if limits.rate is not None:
+            await self._client._check_known(limits)
         if (limits.gate, limits.rate) != (None, None) or held.gate or held.rate:
             record.limits, record.gate, record.rate, record.weight = True, limits.gate, limits.rate, limits.weight
         return record

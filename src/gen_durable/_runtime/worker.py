@@ -379,7 +379,7 @@ class Worker(Listener):
             self._telling.gone_back()
             if record.delay:
                 self._timers.expect(record.delay)
-            else:
+            elif not _limited(held, record):
                 self._claimer.announce(self._queue_of(held, record))
 
     def _below_cap(self, queue: LocalQueue) -> None:
@@ -419,8 +419,8 @@ class Worker(Listener):
 
     def wake_list(self, batch: list[Entry]) -> list[str]:
         """The queues whose other workers should hear that rows went back: those that this one has no room for."""
-        back = (self._queue_of(*entry) for entry in batch if entry[1].op == BACK and not entry[1].delay)
-        return self._telling.wake_list(back)
+        back = [(held, record) for held, record in batch if record.op == BACK and not record.delay]
+        return self._telling.wake_list(self._queue_of(*entry) for entry in back if not _limited(*entry))
 
     def _queue_of(self, held: Held, record: Record) -> str:
         return self._needs.queue_of_lane[record.lane] if record.lane else held.queue.name
@@ -452,3 +452,9 @@ class Worker(Listener):
             self._claimer.announce(queue)
         if soonest is not None:
             self._timers.expect(soonest)
+
+
+def _limited(held: Held, record: Record) -> bool:
+    """Whether a row that goes back has a limit: then it goes into its line, where nobody claims it."""
+    line = (record.gate or record.rate) if record.limits else (held.gate or held.rate)
+    return line is not None

@@ -15,6 +15,7 @@ from gen_durable.cli.completion import completion
 from gen_durable.cli.demo import demo
 from gen_durable.cli.dev import dev
 from gen_durable.cli.insert import insert
+from gen_durable.cli.limits import limits, why
 from gen_durable.cli.migrate import migrate
 from gen_durable.cli.queues import queues
 from gen_durable.cli.reading import list_, show, workers
@@ -97,6 +98,7 @@ def root() -> None:
 
 for command in (
     *(migrate, worker, insert, signal, wait, cancel, retry, show, list_, workers, queues, schedule),
+    *(limits, why),
     *(demo, dev, completion),
 ):
     root.add_command(command)

@@ -11,7 +11,7 @@ from gen_durable.cli._output import table, write_json
 
 __all__ = ["STATUSES", "queues"]
 
-STATUSES = ("runnable", "executing", "awaiting_signal", "awaiting_children", "done", "failed", "cancelled")
+STATUSES = ("runnable", "executing", "awaiting_signal", "awaiting_children", "blocked", "done", "failed", "cancelled")
 EMPTY = "there are no queues yet: a queue is known when an engine that names it has been started"
 
 

@@ -15,9 +15,11 @@ from gen_durable._checks import check_name
 from gen_durable._ear import Ear
 from gen_durable._session import Session
 from gen_durable._store.inserting import LaneKey, ensure_lanes
+from gen_durable._store.limiting import rates
 from gen_durable._store.operation import Operation, catalog
 from gen_durable.config import Settings
 from gen_durable.errors import DatabaseUnreachable, EngineStateError, InvalidArgument, NoSuchInstance
+from gen_durable.limits import Limits, check_known
 from gen_durable.machine import MachineSpec
 
 __all__ = ["Base", "check_target"]
@@ -120,6 +122,25 @@ class Base:
         for events in known:
             for event in events:
                 event.set()
+
+    async def _load_rates(self) -> None:
+        """Reads which rates there are."""
+        self._rates = await self._session.call(rates(self._sql))
+
+    async def _check_known(self, limits: Limits) -> None:
+        """Refuses a rate that nobody has set, and more tokens than it ever holds.
+
+        Another process may have set it since this one last looked: so it looks again before it refuses.
+
+        Raises:
+            InvalidArgument: the message names the limit.
+        """
+        try:
+            check_known(limits, self._rates)
+        except InvalidArgument:
+            with contextlib.suppress(DatabaseUnreachable, EngineStateError):
+                await self._load_rates()
+            check_known(limits, self._rates)
 
     async def _lanes_for(self, wanted: Mapping[LaneKey, MachineSpec]) -> dict[LaneKey, int]:
         missing = {key: spec for key, spec in wanted.items() if key not in self._lanes}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gen_durable.snapshot import Snapshot
+from gen_durable.snapshot import Snapshot, Why
 
 if TYPE_CHECKING:
     from gen_durable.client import Client
@@ -43,6 +43,10 @@ class Handle:
     async def cancel(self, *, cascade: bool = False, reason: str = "cancelled") -> bool:
         """Ends it as ``cancelled``; see :meth:`Client.cancel`."""
         return await self._client.cancel(self.id, cascade=cascade, reason=reason)
+
+    async def why(self) -> Why:
+        """Why it does not run; see :meth:`Client.why`."""
+        return await self._client.why(self.id)
 
     def __repr__(self) -> str:
         return f"Handle(id={self.id}, key={self.key!r}, machine={self.machine!r})"

@@ -6,13 +6,14 @@
 CREATE TABLE {schema}.limits (
     kind       text             NOT NULL CHECK (kind IN ('concurrency', 'rate', 'queue')),
     name       text             NOT NULL,
-    amount     double precision NOT NULL CHECK (amount > 0),  -- executing at once; of a rate: tokens
+    amount     double precision CHECK (amount > 0),           -- executing at once; of a rate: tokens. Null: taken away
     per        double precision CHECK (per > 0),              -- seconds in which so many tokens come
     burst      double precision CHECK (burst >= 1),           -- tokens at most
     configured jsonb,                                         -- what the configuration last said: a changed one wins
     changed_at timestamptz      NOT NULL,
     PRIMARY KEY (kind, name),
-    CHECK ((kind = 'rate') = (per IS NOT NULL AND burst IS NOT NULL))
+    CHECK ((kind = 'rate') = (per IS NOT NULL AND burst IS NOT NULL)),
+    CHECK (kind <> 'rate' OR amount IS NOT NULL)  -- steps name their rates: those stay
 );
 
 -- The lines that are in use, or were lately. The row is the line's lock; what is held is counted from the instances.
@@ -76,7 +77,9 @@ END $$;
 
 -- Whether a cap holds for a queue, in the whole cluster: then only who has counted what it runs may claim.
 CREATE FUNCTION {schema}.is_capped(of_queue text) RETURNS boolean LANGUAGE sql STABLE AS $$
-    SELECT EXISTS (SELECT FROM {schema}.limits c WHERE c.kind = 'queue' AND c.name = of_queue)
+    SELECT EXISTS (
+        SELECT FROM {schema}.limits c WHERE c.kind = 'queue' AND c.name = of_queue AND c.amount IS NOT NULL
+    )
 $$;
 
 -- How many more rows of some queues with a cap may be claimed; the caps stay locked until the end of the transaction.
@@ -91,7 +94,7 @@ BEGIN
         SELECT count(*) FROM {schema}.instances i JOIN {schema}.lanes l ON l.id = i.lane
         WHERE i.status = 2 AND l.queue = c.name
     )
-    FROM {schema}.limits c WHERE c.kind = 'queue' AND c.name = ANY (queues);
+    FROM {schema}.limits c WHERE c.kind = 'queue' AND c.name = ANY (queues) AND c.amount IS NOT NULL;
 END $$;
 
 -- Brings forward what waits in some lines, as far as it fits. See limiting/admit.sql, the only caller.
