@@ -131,8 +131,10 @@ class Family(Machine, name="family"):
 
 
 MACHINES = (held, metered, both, Mixed, Family)
-# What they are held to is in the table; here are only the names that a start asks for.
-RATES = {"api": Rate(1), "fast": Rate(1)}
+LIMITS: dict[str, Any] = {
+    "concurrency_limits": {"three": 3, "fifty": 50, "five": 5, "few": 2},  # of the others one runs at a time
+    "rate_limits": {"api": Rate(150, burst=20), "fast": Rate(2000, burst=50)},
+}
 
 
 def main() -> None:
@@ -141,7 +143,7 @@ def main() -> None:
     open_journal(settings.pop("journal"))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     probe.url, probe.schema = settings["url"], settings["schema"]
-    engine = Engine(settings.pop("url"), machines=MACHINES, rate_limits=RATES, **settings)
+    engine = Engine(settings.pop("url"), machines=MACHINES, **LIMITS, **settings)
     for event in ("stale", "reaped", "worker_dead"):
         engine.on(event, lambda happened, kind=event: note(kind=kind, text=repr(happened)))
     asyncio.run(engine.run())
