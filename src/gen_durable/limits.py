@@ -85,6 +85,10 @@ class Limits:
     weight: int | None
 
 
+class RateRefused(InvalidArgument):
+    """A rate limit is unknown, or never holds so many tokens, as far as this process knows; the client asks again."""
+
+
 NO_LIMITS: Final = Limits(None, None, None)
 
 Encode: TypeAlias = Callable[[Any, str, type[GenDurableError]], Any]
@@ -195,13 +199,13 @@ def check_known(limits: Limits, known: Mapping[str, float]) -> None:
         known: the burst of each rate limit that there is.
 
     Raises:
-        InvalidArgument: the message names the limit.
+        RateRefused: the message names the limit.
     """
     if limits.rate is None:
         return
     name, weight = name_of_line(limits.rate), limits.weight or 1
     if (problem := unknown_rate(name, weight, known)) is not None:
-        raise InvalidArgument(problem)
+        raise RateRefused(problem)
 
 
 def unknown_rate(name: str, weight: int, known: Mapping[str, float]) -> str | None:

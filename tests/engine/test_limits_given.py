@@ -90,7 +90,7 @@ async def test_children_are_held_to_what_they_declare_or_were_given(
 
 async def test_a_wrong_limit_on_next_is_an_error_of_the_step(build: Build) -> None:
     """R8, R24: the message says what it was."""
-    async with build(Sync, Parent) as engine:
+    async with build(Sync, Parent, rate_limits=RATES) as engine:
         error = await failure(await engine.insert(Parent(bad=True)))
     assert "Next: rate_limit: the partition must be a string or an int, not None" in error["message"]
 

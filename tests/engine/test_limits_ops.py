@@ -6,9 +6,9 @@ import asyncio
 from typing import Any
 
 import pytest
-from engine_support import LONG, Build, Sql, eventually
+from engine_support import LONG, Build, Sql, eventually, failure
 
-from gen_durable import Await, Context, Done, Engine, Handle, Machine, Rate, Spawn, job, step
+from gen_durable import Await, Context, Done, Engine, Handle, Machine, Next, Rate, Spawn, job, step
 from gen_durable.errors import ConfigurationError, InvalidArgument, NoSuchInstance
 
 doors: dict[str, asyncio.Event] = {}
@@ -33,6 +33,16 @@ async def call(n: int = 0) -> int:
 @job(rate_limit=lambda self: self.name)
 async def named(name: str) -> str:
     return name
+
+
+class Goes(Machine):
+    @step
+    async def first(self, ctx: Context) -> Next:
+        return Next(self.last, rate_limit="later")
+
+    @step
+    async def last(self, ctx: Context) -> Done:
+        return Done("through")
 
 
 class Waits(Machine):
@@ -157,13 +167,24 @@ async def test_a_rate_that_is_nowhere_is_refused_at_the_start(build: Build) -> N
 async def test_a_rate_that_another_process_sets_later_is_found(build: Build) -> None:
     """R24: the table is asked before anything is refused."""
     async with build(named) as engine, build(queues={}).client() as other:
-        with pytest.raises(InvalidArgument, match=r"there is no rate limit 'sms' \(known: none\)"):
+        with pytest.raises(InvalidArgument, match=r"there is no rate limit 'sms' \(known: none\)") as refused:
             await engine.insert(named.bind("sms"))
+        assert refused.type is InvalidArgument
         await other.set_limit("sms", Rate(1, burst=2))
         assert await (await engine.insert(named.bind("sms"))).result(LONG) == "sms"
         await other.set_limit("sms", Rate(100, burst=9))
         handle = await engine.insert(named.bind("sms"), weight=9)
         assert await handle.result(LONG) == "sms"
+
+
+async def test_a_step_finds_a_rate_that_another_process_has_set(build: Build) -> None:
+    """R24: what ``Next`` names is looked for too; what is nowhere is an error of the step."""
+    async with build(Goes) as engine, build(queues={}).client() as other:
+        error = await failure(await engine.insert(Goes()))
+        assert error["type"] == "gen_durable.errors.InvalidArgument"
+        assert error["message"].startswith("there is no rate limit 'later'")
+        await other.set_limit("later", Rate(10))
+        assert await (await engine.insert(Goes())).result(LONG) == "through"
 
 
 # Why ------------------------------------------------------------------------------------------------

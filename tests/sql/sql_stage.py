@@ -138,7 +138,6 @@ class Stage:
             outcomes=encode(list(outcomes)),
             first=encode(sorted({*waits, *(first or ())})),
             wake=wake or [],
-            freed=None,
         )
         revs = {given["id"]: given["rev"] for given in outcomes}
         done = [row for row in rows if row[1] >= 0]

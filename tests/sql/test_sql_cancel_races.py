@@ -239,7 +239,6 @@ async def test_a_batch_and_a_cancel_of_several_children_never_deadlock(stage: St
             outcomes=encode([outcome(one, ids[one], 2), outcome(two, ids[two], 0)]),
             first=encode(first),
             wake=[],
-            freed=None,
         )
         commit = asyncio.create_task(batch)
         await stage.until_waiting(commit, worker)

@@ -162,7 +162,7 @@ async def test_one_row_that_postgres_refuses_leaves_the_batch_undone(stage: Stag
     poison = outcome(two[0], two[1], 0)
     text = encode([outcome(one[0], one[1], 2), poison | {"state": "@"}]).replace('"@"', '"a\\u0000b"')
     with pytest.raises(psycopg.DataError):
-        await stage.run("committing/commit", worker=7, outcomes=text, first="[]", wake=[], freed=None)
+        await stage.run("committing/commit", worker=7, outcomes=text, first="[]", wake=[])
     assert await stage.row(one[0], "status, rev") == (2, one[1])
     assert await stage.ask("SELECT FROM {schema}.finished") == []
     assert await stage.commit(outcome(one[0], one[1], 2)) == [one[0]]
@@ -188,7 +188,7 @@ async def test_what_an_outcome_leaves_out_has_a_sane_meaning(stage: Stage) -> No
     """The shortest record ends a job."""
     id_, rev, _ = await stage.held(step="run", state={"n": 1})
     rows = await stage.run(
-        "committing/commit", worker=7, outcomes=encode([{"id": id_, "rev": rev}]), first="[]", wake=[], freed=None
+        "committing/commit", worker=7, outcomes=encode([{"id": id_, "rev": rev}]), first="[]", wake=[]
     )
     assert rows == [(id_, rev + 1, None)]
     columns = "status, step, attempt, state, result, error, expires_at::text"

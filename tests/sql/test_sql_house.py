@@ -70,7 +70,7 @@ def test_every_table_is_named_with_its_schema(path: Path) -> None:
     made = re.findall(r"CREATE (?:TABLE|VIEW|FUNCTION)\s+(?!\{schema\})(\S+)", body)
     assert made == []
     ours = r"(?:lanes|queues|workers|instances|finished\w*|transitions\w*|schedules|schedule_runs|all_instances"
-    ours += "|migrations)"
+    ours += "|migrations|limits|lines|knocks)"
     for match in re.finditer(rf"\b(?:FROM|JOIN|UPDATE|INTO|TABLE|OF|LIKE|ON)\s+({ours})\b(?!\s*\()", body):
         local = re.search(rf"\b{match[1]}\s+(?:AS\s+(?:NOT\s+)?(?:MATERIALIZED\s+)?\()", body)
         assert local, f"{match[0]!r} has no schema"
@@ -134,7 +134,8 @@ async def test_every_statement_runs_with_an_empty_search_path(stage: Stage) -> N
         "host": "h", "pid": 1, "lock": False, "turns": "[]", "schedules": [], "occurrences": [], "instances": [],
         "rev": 0, "next_at": None, "cron": "* * * * *", "every": None, "tz": "UTC", "catch_up": "last", "lane": 1,
         "priority": 0, "step": "s", "state": "{}", "time_field": None, "made_at": dt.datetime.now(dt.UTC),
-        "seconds": 0.0, "until": None,
+        "seconds": 0.0, "until": None, "limits": "[]", "kind": "concurrency", "amount": 1.0, "kinds": ["rate"],
+        "names": ["n"], "most": 10, "shown": 1,
     }  # fmt: skip
     arrays: dict[str, Any] = {
         "testing/due": {"lanes": [1]},

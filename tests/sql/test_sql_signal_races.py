@@ -329,7 +329,6 @@ async def test_a_park_that_finds_its_signal_there_tells_its_queue(stage: Stage, 
         outcomes=encode([outcome(id_, rev, 3)]),
         first=encode([id_]),
         wake=[],
-        freed=None,
     )
     assert (id_, rev + 1, lane) in rows
     assert await stage.heard(ear) == ["q:q"]

@@ -10,14 +10,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Self
 
-from gen_durable._runtime.claimer import Claimer
+from gen_durable._runtime.claimer import Claim, Claimer
 from gen_durable._runtime.held import Held, LocalQueue
 from gen_durable._store.inserting import Born
 from gen_durable._store.operation import Row
 
 __all__ = ["Birth", "Births"]
-
-Claim = tuple[int, int]  # id and rev
 
 # Seconds that places are kept: a call that waits for a lock longer than this holds up nobody. What it then brings may
 # wait in the buffer for its turn.
@@ -63,6 +61,8 @@ class Birth:
             self._places[queue] = self._places.get(queue, 0) - kept
             queue.expected -= kept
             queue.put(batch)
+            if queue.paused or queue.crowded:
+                self._births.look()  # to give back what can't be started
 
     def _give_way(self) -> None:
         for queue, count in self._places.items():
@@ -87,6 +87,7 @@ class Births:
         self.over = True  # no life has begun, or it has ended
         self.under_way: set[Birth] = set()
         self.unsure = False  # an answer was lost, and nobody has looked since
+        self._unsure_at = 0  # how many looks had begun when it was
         self._held = held
         self._queues = list(queues)
         self._changed = changed
@@ -126,18 +127,32 @@ class Births:
         return self._begin(places) if places else None
 
     def expect_all(self) -> Birth | None:
-        """Keeps every place there is, for rows that their limits let go; None where there is none."""
-        if not self._ready:
+        """Keeps every place there is, for rows that their limits let go; None where there is none.
+
+        Rows whose turn in a line has come go on beside what is just announced or claimed (of which there is little, or
+        else the last claim had come back full), and leave it half of the places: if they waited for its claim, they
+        would be claimed too, and so would all that follow them.
+        """
+        if not self._works:
             return None
-        free = [queue for queue in self._queues if queue.lanes and _has_room(queue, 1)]
-        places = {queue: queue.concurrency - queue.load for queue in free}
+        places = {}
+        for queue in self._queues:
+            calm = queue.empty and not self._claimer.claiming
+            if queue.lanes and _is_open(queue) and not queue.backlog and (calm or not queue.punctual):
+                free = queue.concurrency - queue.load
+                places[queue] = free if calm else free // 2
+        places = {queue: count for queue, count in places.items() if count > 0}
         return self._begin(places) if places else None
+
+    @property
+    def _works(self) -> bool:
+        claimer = self._claimer
+        return not (self.over or claimer.failing or claimer.closing or self._commits_lag())
 
     @property
     def _ready(self) -> bool:
         """Whether nothing is just being claimed that a row which comes another way would pass by."""
-        claimer = self._claimer
-        return not (self.over or claimer.claiming or claimer.failing or claimer.closing or self._commits_lag())
+        return self._works and not self._claimer.claiming
 
     def _begin(self, places: dict[LocalQueue, int]) -> Birth:
         for queue, count in places.items():
@@ -152,6 +167,8 @@ class Births:
         now = time.monotonic()
         got: dict[LocalQueue, list[Held]] = {}
         for id_, row, at in rows:
+            if self._claimer.was_cancelled(id_, 0):
+                continue
             spec, queue = self._claimer.specs[row.lane]
             held = Held(
                 id_, 0, row.lane, row.step, bytes(row.state), 0, 0, row.priority, row.key, at, at, spec, queue, now,
@@ -161,20 +178,18 @@ class Births:
             got.setdefault(queue, []).append(held)
         for batch in got.values():
             batch.sort(key=lambda held: (held.priority, held.id))
-        self._taken(got)
+        self._changed()
         return got
 
     def take_claimed(self, row: Row) -> dict[LocalQueue, list[Held]]:
         """Makes a claim of a row."""
         got = self._claimer.deal([row], time.monotonic(), [])
-        self._taken(got)
+        self._changed()
         return got
 
-    def _taken(self, got: dict[LocalQueue, list[Held]]) -> None:
-        for queue in got:
-            if queue.paused or queue.saturated:
-                self._claimer.wake()  # to give back what can't be started
-        self._changed()
+    def look(self) -> None:
+        """Has the claimer look after what is buffered."""
+        self._claimer.wake()
 
     def end(self, birth: Birth, *, answered: bool) -> None:
         """A call has returned, or failed: then its rows may be there all the same."""
@@ -183,7 +198,8 @@ class Births:
             self._idle.set()
         doubted = birth in self._parents
         self._parents.discard(birth)
-        self.unsure = self.unsure or not answered
+        if not answered:
+            self.unsure, self._unsure_at = True, self._claimer.looks
         if not self.over and (not answered or (doubted and not self._parents)):
             self._claimer.check_soon()
         self._changed()
@@ -203,7 +219,7 @@ class Births:
         if not self._parents:  # else the answer to an earlier look is still to come
             self._young = set(strays) - set(lost)
             self._parents = set(self.under_way) if self._young else set()
-        if not self.under_way:
+        if not self.under_way and self._unsure_at < self._claimer.looks:
             self.unsure = False
         return lost
 
@@ -214,6 +230,8 @@ def _has_room(queue: LocalQueue, count: int) -> bool:
     Nothing that waits may be passed by: so not while anything is announced. (What is buffered has places of its own,
     and starts first.)
     """
-    if queue.closed or queue.paused or queue.capped or not queue.empty:
-        return False
-    return queue.load + count <= queue.concurrency
+    return _is_open(queue) and queue.empty and queue.load + count <= queue.concurrency
+
+
+def _is_open(queue: LocalQueue) -> bool:
+    return not (queue.closed or queue.paused or queue.capped)

@@ -16,15 +16,19 @@ from gen_durable._store.operation import Catalog, Operation, Request, Row
 from gen_durable.events import ClaimEvent, Hooks, emit
 from gen_durable.machine import MachineSpec
 
-__all__ = ["Claimer"]
+__all__ = ["Claim", "Claimer"]
 
 log = logging.getLogger("gen_durable")
+
+Claim = tuple[int, int]  # id and rev
 
 # A buffered row that nobody could start for this long goes back, where an idle worker may take it.
 STUCK_SECONDS = 0.5
 SMOOTHING = 0.5
 WAIT_SECONDS = 1.0  # that a row waits at most for another whose next crash is its last
 MOST = 2000  # rows of one claim
+CANCELLED = 10_000  # claims that are remembered as cancelled before their answer came
+HELD_UP_SECONDS = 0.05  # between two looks whether commits have caught up, should nobody say so
 AHEAD_BYTES = 8_000_000  # of state, that a queue holds at most beyond what runs
 
 
@@ -74,8 +78,10 @@ class Claimer(Service):
         self.claiming = False  # a claim is under way
         self.failing = False  # the last claim failed
         self.closing = False
+        self._cancelled: dict[Claim, None] = {}  # in the order in which we heard of it
+        self.looks = 0  # how many looks for lost claims have begun
         self.held_up = False  # too many outcomes wait for their commit: to be woken when they are fewer
-        self.lost: Callable[[list[tuple[int, int]]], list[tuple[int, int]]] = list  # of strays; see births.py
+        self.lost: Callable[[list[Claim]], list[Claim]] = list  # of strays; see births.py
 
     def announce(self, queue: str | None) -> None:
         """There may be work in a queue (None: in any)."""
@@ -113,6 +119,8 @@ class Claimer(Service):
             # Whole batches: when half of the room is free, or when nothing waits to be started.
             if room > 0 and (not queue.buffer or room * 2 >= capacity):
                 wanted[queue] = room
+            else:
+                queue.empty = False  # it is time to look, so that room is wanted: no looking at the clock until then
         return wanted
 
     async def claim(self, wanted: dict[LocalQueue, int]) -> None:
@@ -140,11 +148,13 @@ class Claimer(Service):
         self._most = min(MOST, self._most * 2)
         now = time.monotonic()
         self._trip += SMOOTHING * (now - started - self._trip)
-        put_off: list[tuple[int, int]] = []
+        put_off: list[Claim] = []
         got = self.deal(rows, now, put_off)
+        passed_by = len(rows) - sum(map(len, got.values()))
         for queue, room in wanted.items():
             count = len(got.get(queue, ()))
-            if count >= room:
+            queue.backlog = count + passed_by >= room
+            if queue.backlog:
                 queue.empty = False
             elif queue.empty:
                 queue.look_at = now + self._patience(queue, count)
@@ -202,7 +212,7 @@ class Claimer(Service):
         self._alone = held.id
         return False
 
-    async def _put_off(self, claims: list[tuple[int, int]]) -> None:
+    async def _put_off(self, claims: list[Claim]) -> None:
         listed = msgspec.json.encode([{"id": id_, "rev": rev} for id_, rev in sorted(claims)]).decode()
         request = self._sql["claiming/postpone"].bind(worker=self._worker, claims=listed, seconds=WAIT_SECONDS)
         try:
@@ -211,14 +221,26 @@ class Claimer(Service):
             self._check_at = 0.0  # they are found there
             raise
 
-    def deal(self, rows: list[Row], now: float, put_off: list[tuple[int, int]]) -> dict[LocalQueue, list[Held]]:
-        """Makes claims of the rows of ``claim.sql``, but for those that go to ``put_off``."""
+    def note_cancelled(self, id_: int, rev: int) -> None:
+        """A claim was cancelled that we don't hold: its answer, should it be on its way, comes too late."""
+        self._cancelled[id_, rev] = None
+        if len(self._cancelled) > CANCELLED:
+            del self._cancelled[next(iter(self._cancelled))]
+
+    def was_cancelled(self, id_: int, rev: int) -> bool:
+        """Whether a claim that we hear of now has been cancelled before."""
+        return (id_, rev) in self._cancelled
+
+    def deal(self, rows: list[Row], now: float, put_off: list[Claim]) -> dict[LocalQueue, list[Held]]:
+        """Makes claims of the rows of ``claim.sql``, but for those that go to ``put_off`` and what was cancelled."""
         got: dict[LocalQueue, list[Held]] = {}
-        held_rows = self._held
+        held_rows, cancelled = self._held, self._cancelled
         for (
             id_, rev, lane, step, state, attempt, crashes, priority, key, due_at, inserted_at, parent, waits, gate, own,
             rate,
         ) in rows:  # fmt: skip
+            if (id_, rev) in cancelled:
+                continue
             spec, queue = self.specs[lane]
             held = Held(
                 id_, rev, lane, step, state, attempt, crashes, priority, key, due_at, inserted_at, spec, queue, now,
@@ -263,7 +285,7 @@ class Claimer(Service):
         if rows:
             await self.release([(held.id, held.rev) for held in rows])
 
-    async def release(self, claims: list[tuple[int, int]]) -> int:
+    async def release(self, claims: list[Claim]) -> int:
         """Gives claims back; one that is not held any more is left alone. Answers with how many there were."""
         listed = msgspec.json.encode([{"id": id_, "rev": rev} for id_, rev in sorted(claims)]).decode()
         while True:
@@ -289,12 +311,18 @@ class Claimer(Service):
 
         On the claims' own connection, so that no claim of ours is under way.
         """
-        rows = await self._link.fetch(self._sql["claiming/mine"].bind(worker=self._worker))
-        strays = self.lost([(id_, rev) for id_, rev in rows if not self._is_held(id_, rev)])
-        # (One that has ended since the question was asked is not there any more.)
-        if strays and (count := await self.release(strays)):
-            log.warning("%d claims whose answer was lost have gone back to their queues", count)
+        # Both set before the question: what goes wrong while it is under way is for another look.
+        self.looks += 1
         self._check_at = time.monotonic() + self._check_interval
+        try:
+            rows = await self._link.fetch(self._sql["claiming/mine"].bind(worker=self._worker))
+            strays = self.lost([(id_, rev) for id_, rev in rows if not self._is_held(id_, rev)])
+            # (One that has ended since the question was asked is not there any more.)
+            if strays and (count := await self.release(strays)):
+                log.warning("%d claims whose answer was lost have gone back to their queues", count)
+        except BaseException:
+            self._check_at = 0.0
+            raise
 
     def _is_held(self, id_: int, rev: int) -> bool:
         held = self._held.get(id_)
@@ -308,7 +336,7 @@ class Claimer(Service):
                 until = min(until, queue.look_at)
             if queue.buffer:
                 until = min(until, now + STUCK_SECONDS)
-        return max(until - now, 0.001)
+        return max(until - now, HELD_UP_SECONDS if self.held_up else 0.001)
 
 
 def _urgency(held: Held) -> Any:

@@ -55,7 +55,7 @@ class Drain:
                 await self._finish_held(until, hurry)
         finally:
             hurry.cancel()
-        if self.held or self.births.under_way:
+        if self.held or self.births.under_way or self.births.unsure:
             await self._cut_short()
 
     async def _finish_held(self, until: float, hurry: asyncio.Task[Any]) -> None:
@@ -92,6 +92,8 @@ class Drain:
         await bounded(self.flusher.wait_idle(), limit)
         await bounded(self.births.wait_over(), limit)
         self.births.over = True
+        if self.births.unsure:  # of a call that was cancelled with its step, for one
+            await bounded(self._check(), min(limit, time.monotonic() + CHECK_SECONDS))
         rest = [(held.id, held.rev) for held in self.held.values()]
         if rest:
             log.warning("worker %d hands %d unfinished steps back", self.worker, len(rest))

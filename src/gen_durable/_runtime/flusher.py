@@ -29,7 +29,6 @@ BATCH = 1000
 BATCH_BYTES = 4_000_000
 FAMILY = 2000  # children that are inserted in one transaction, unless one outcome has more
 LONGEST_PAUSE = 5.0
-FEW = 8  # lines
 KNOCKED = -3  # the mark of commit.sql's answer that counts the lines
 _REFUSALS = (
     psycopg.DataError,
@@ -198,19 +197,18 @@ class Flusher:
 
     async def _send(self, batch: list[Entry], wake: list[str]) -> set[Fence]:
         freed = sorted({held.gate for held, record in batch if held.gate is not None and _frees(record)})
-        # A look in the same transaction hands a slot on at once; many are handed on beside the next group's commit.
-        look_here = 0 < len(freed) <= FEW and self._admitter is not None
         request = self._sql["committing/commit"].bind(
             worker=self._worker,
             outcomes=encode_records([record for _, record in batch]).decode(),
             first=msgspec.json.encode(locked_first(batch)).decode(),
             wake=wake,
-            freed=None if look_here else freed or None,
         )
-        if look_here:
-            assert self._admitter is not None
+        if freed and self._admitter is not None:
             with self._admitter.looking_at(freed) as look:
-                rows, look.rows = await self._link.together(self._with_look(request, batch, look.request))
+                if batch[0][0].spawning:
+                    rows, look.rows = await self._link.together(self._with_look(request, batch, look.request))
+                else:
+                    rows, look.rows = await self._link.at_once([request, look.request])
             await self._admitter.let_go(look)
         elif batch[0][0].spawning:
             rows = await self._link.together(self._with_children(request, batch))

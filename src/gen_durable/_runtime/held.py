@@ -175,6 +175,7 @@ class LocalQueue:
         self.lanes: list[int] = []
         # The claimer's notes
         self.empty = False  # the last claim got fewer than it asked for, and nothing has been announced since
+        self.backlog = False  # the last claim got all that it asked for
         self.look_at = 0.0  # when to look again all the same (monotonic)
         self.misses = 0  # claims in a row that found nothing, where other workers may have been at it
         self.bytes = 1.0  # of state that a row has, lately
@@ -201,6 +202,11 @@ class LocalQueue:
         """Whether a further row would have to wait."""
         return self.running >= self.concurrency
 
+    @property
+    def crowded(self) -> bool:
+        """Whether more is buffered than can be started now."""
+        return len(self.buffer) + self.running > self.concurrency
+
     def put(self, rows: list[Held]) -> None:
         """Hands rows over to the executors."""
         self.buffer.extend(rows)
@@ -226,6 +232,11 @@ class LocalQueue:
             self.on_crash(error)
         else:
             self.wake_one()
+            self._tell_of_room()
+
+    def _tell_of_room(self) -> None:
+        if not self.empty and (not self.buffer or self.load * 2 <= self.concurrency + self.ahead):
+            self.on_room()
 
     async def _execute(self) -> None:
         buffer = self.buffer
@@ -245,8 +256,7 @@ class LocalQueue:
                     held.task = None
                 if task.cancelling():
                     return  # it was cancelled and went on, or its step cancelled it: another takes its place
-                if not self.empty and (not buffer or self.load * 2 <= self.concurrency + self.ahead):
-                    self.on_room()
+                self._tell_of_room()
                 if time.monotonic() > until:
                     await asyncio.sleep(0)
                     until = time.monotonic() + SLICE

@@ -13,7 +13,7 @@ from typing import TypeVar
 import psycopg
 from psycopg import AsyncConnection
 
-from gen_durable._store.connection import cut, fetch, open_connection, set_up
+from gen_durable._store.connection import cut, fetch, fetch_at_once, open_connection, set_up
 from gen_durable._store.operation import Operation, Request, Row, drive_together
 from gen_durable.events import Hooks, ReconnectEvent, emit
 
@@ -90,6 +90,16 @@ class Link:
         """
         async with self._in_use() as connection:
             return await drive_together(operation, lambda request: self._send(connection, request))
+
+    async def at_once(self, requests: list[Request]) -> list[list[Row]]:
+        """Runs statements in one transaction and one round trip: the answers, in the order of the statements.
+
+        Raises:
+            as :meth:`together`; the first error of a statement, and nothing has taken effect.
+        """
+        async with self._in_use() as connection:
+            with self._watched(connection):
+                return await fetch_at_once(connection, requests)
 
     async def _send(self, connection: AsyncConnection[Row], request: Request) -> list[Row]:
         with self._watched(connection):

@@ -353,8 +353,8 @@ class Worker(Listener):
         held.buffered_at = time.monotonic()
         held.queue.put([held])
         self._left.set()
-        if held.queue.paused:
-            self._claimer.wake()  # to give it back
+        if held.queue.paused or held.queue.crowded:
+            self._claimer.wake()  # to give it back, now or when it has waited for long
 
     def left(self, held: Held, record: Record | None) -> None:
         """A claim has ended."""
@@ -406,6 +406,8 @@ class Worker(Listener):
         ``rev`` is the claim's that was cancelled: the word of it may come when a retry has been claimed meanwhile.
         """
         held = self._held.get(instance_id)
+        if held is None or held.rev < rev:
+            self._claimer.note_cancelled(instance_id, rev)  # the claim's answer may be on its way
         if held is None or held.rev > rev:
             return
         held.gone = True

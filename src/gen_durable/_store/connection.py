@@ -22,6 +22,7 @@ __all__ = [
     "cut",
     "describe",
     "fetch",
+    "fetch_at_once",
     "fetch_sync",
     "forbidden",
     "open_connection",
@@ -219,6 +220,21 @@ async def fetch(connection: AsyncConnection[Row], request: Request) -> list[Row]
     cursor = psycopg.AsyncRawCursor(connection, row_factory=tuple_row)
     await cursor.execute(request.statement.text, request.parameters)
     return await cursor.fetchall() if cursor.description else []
+
+
+async def fetch_at_once(connection: AsyncConnection[Row], requests: list[Request]) -> list[list[Row]]:
+    """Runs requests on an autocommit connection in one round trip and one transaction: a pipeline is one up to its end.
+
+    Raises:
+        psycopg.Error: of the first statement that failed; nothing has taken effect.
+    """
+    cursors = []
+    async with connection.pipeline():
+        for request in requests:
+            cursor = psycopg.AsyncRawCursor(connection, row_factory=tuple_row)
+            await cursor.execute(request.statement.text, request.parameters)
+            cursors.append(cursor)
+    return [await cursor.fetchall() if cursor.description else [] for cursor in cursors]
 
 
 def fetch_sync(connection: Connection[Row], request: Request) -> list[Row]:

@@ -19,7 +19,7 @@ from gen_durable._store.limiting import rates
 from gen_durable._store.operation import Operation, catalog
 from gen_durable.config import Settings
 from gen_durable.errors import DatabaseUnreachable, EngineStateError, InvalidArgument, NoSuchInstance
-from gen_durable.limits import Limits, check_known
+from gen_durable.limits import Limits, RateRefused, check_known
 from gen_durable.machine import MachineSpec
 
 __all__ = ["Base", "check_target"]
@@ -124,8 +124,9 @@ class Base:
                 event.set()
 
     async def _load_rates(self) -> None:
-        """Reads which rates there are."""
-        self._rates = await self._session.call(rates(self._sql))
+        """Reads which rates there are; where that can't be done, what was known stays."""
+        with contextlib.suppress(DatabaseUnreachable, EngineStateError):
+            self._rates = await self._session.call(rates(self._sql))
 
     async def _check_known(self, limits: Limits) -> None:
         """Refuses a rate that nobody has set, and more tokens than it ever holds.
@@ -137,10 +138,12 @@ class Base:
         """
         try:
             check_known(limits, self._rates)
-        except InvalidArgument:
-            with contextlib.suppress(DatabaseUnreachable, EngineStateError):
-                await self._load_rates()
+        except RateRefused:
+            await self._load_rates()
+        try:
             check_known(limits, self._rates)
+        except RateRefused as error:
+            raise InvalidArgument(str(error)) from None
 
     async def _lanes_for(self, wanted: Mapping[LaneKey, MachineSpec]) -> dict[LaneKey, int]:
         missing = {key: spec for key, spec in wanted.items() if key not in self._lanes}

@@ -24,6 +24,7 @@ from gen_durable.errors import (
     InvalidArgument,
     InvalidState,
 )
+from gen_durable.limits import RateRefused, check_known
 from gen_durable.machine import Machine, MachineSpec, spec_of
 from gen_durable.outcome import KEEP, Child, KeyOption, WeightOption
 from gen_durable.status import Status
@@ -120,7 +121,7 @@ class InsertingCalls(WaitingCalls):
             InvalidState, InvalidArgument: an item is wrong; nothing was written.
             DatabaseUnreachable: no connection, or it broke.
         """
-        checked = [await self._check(item if isinstance(item, BulkItem) else BulkItem(item)) for item in items]
+        checked = [await self._checked(item if isinstance(item, BulkItem) else BulkItem(item)) for item in items]
         if not checked:
             return []
         await self._place(checked)
@@ -164,7 +165,7 @@ class InsertingCalls(WaitingCalls):
         return Handle(instance_id, key, machine, cast("Client", self))
 
     async def _replace(self, item: BulkItem) -> Inserted:
-        spec, lane, row = await self._check(item)
+        spec, lane, row = await self._checked(item)
         if row.key is None or row.scope == 0:
             raise InvalidArgument('on_conflict="replace" needs a key with a scope: what would it replace?')
         row.lane = await self._lane(spec, lane.queue)
@@ -181,7 +182,7 @@ class InsertingCalls(WaitingCalls):
                 child.instance, child.key, child.queue, child.priority, child.delay, child.at,
                 concurrency_key=child.concurrency_key, rate_limit=child.rate_limit, weight=child.weight,
             )  # fmt: skip
-            checked.append(await self._check(item))
+            checked.append(await self._checked(item))
             if number % AT_A_TIME == 0:
                 await asyncio.sleep(0)  # others get their turn
         await self._place(checked)
@@ -192,7 +193,18 @@ class InsertingCalls(WaitingCalls):
         for _, lane, row in checked:
             row.lane = lanes[lane]
 
-    async def _check(self, item: BulkItem) -> tuple[MachineSpec, LaneKey, NewInstance]:
+    async def _checked(self, item: BulkItem) -> tuple[MachineSpec, LaneKey, NewInstance]:
+        """An item's row. Before a rate is refused, what others may have set since is read once."""
+        try:
+            return self._check(item)
+        except RateRefused:
+            await self._load_rates()
+        try:
+            return self._check(item)
+        except RateRefused as error:
+            raise InvalidArgument(str(error)) from None
+
+    def _check(self, item: BulkItem) -> tuple[MachineSpec, LaneKey, NewInstance]:
         try:
             spec = spec_of(item.instance)
         except ConfigurationError as error:
@@ -231,16 +243,15 @@ class InsertingCalls(WaitingCalls):
         if row.delay is not None and row.at is not None:
             raise InvalidArgument(f"delay={item.delay!r} and at={item.at!r} were both given: give one of them")
         if spec.limited or not (item.concurrency_key is item.rate_limit is item.weight is KEEP):
-            await self._limit(spec, item, spec.load(values), row)
+            self._limit(spec, item, spec.load(values), row)
         queue = spec.queue if item.queue is None else check_name(item.queue, "queue")
         return spec, LaneKey(queue, spec.name, spec.version), row
 
-    async def _limit(self, spec: MachineSpec, item: BulkItem, machine: Machine, row: NewInstance) -> None:
+    def _limit(self, spec: MachineSpec, item: BulkItem, machine: Machine, row: NewInstance) -> None:
         """Writes into a row what it is held to."""
         row.own_gate = spec.own_gate(machine, item.concurrency_key)
         limits = spec.limits_of(spec.initial, machine, row.own_gate, rate_limit=item.rate_limit, weight=item.weight)
-        if limits.rate is not None:
-            await self._check_known(limits)
+        check_known(limits, self._rates)
         row.gate, row.rate, row.weight = limits.gate, limits.rate, limits.weight
 
 

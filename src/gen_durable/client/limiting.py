@@ -124,7 +124,7 @@ class LimitingCalls(ReadingCalls):
         ]
         if configured:
             await self._change(limiting.seed(self._sql, configured))
-        await self._load_rates()
+        self._rates = await self._session.call(limiting.rates(self._sql))
         check_rates(settings.machines, self._rates)
 
 

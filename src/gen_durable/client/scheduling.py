@@ -56,7 +56,7 @@ class SchedulingCalls(InsertingCalls):
         await self._declare(Schedule(name, cron, instance, every, tz, catch_up, queue, priority, time_field, paused))
 
     async def _declare(self, given: Schedule) -> None:
-        spec, lane, row = await self._check(BulkItem(given.instance, queue=given.queue, priority=given.priority))
+        spec, lane, row = await self._checked(BulkItem(given.instance, queue=given.queue, priority=given.priority))
         row.lane = await self._lane(spec, lane.queue)
         if given.time_field is not None:
             _check_time_field(given.name, spec, bytes(row.state), given.time_field)

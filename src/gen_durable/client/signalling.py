@@ -93,7 +93,7 @@ class SignallingCalls(InsertingCalls):
             instance, check_name(key, "key"), queue, priority, delay, at,
             concurrency_key=concurrency_key, rate_limit=rate_limit, weight=weight,
         )  # fmt: skip
-        spec, lane, row = await self._check(item)
+        spec, lane, row = await self._checked(item)
         new = self._signal(name, payload, dedup_key)
         delivery = await self._deliver(key, new)
         if delivery is None:

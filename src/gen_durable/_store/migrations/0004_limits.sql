@@ -118,6 +118,7 @@ DECLARE
     v_chosen bigint[];
     v_drawn bigint[];
     v_moved boolean;
+    v_timed boolean;
     v_tokens double precision;
     v_wake timestamptz;
     v_bucket record;
@@ -136,15 +137,20 @@ BEGIN
         v_due := ARRAY(SELECT DISTINCT d FROM unnest(v_given) d);
     END IF;
     IF cardinality(v_due) > 0 THEN
-        INSERT INTO {schema}.lines (line, made_at)
-        SELECT d, v_now FROM unnest(v_due) d
-        WHERE NOT EXISTS (SELECT FROM {schema}.lines l WHERE l.line = d)
-        ORDER BY d COLLATE "C"
-        ON CONFLICT DO NOTHING;
-        v_mine := ARRAY(
-            SELECT l.line FROM unnest(v_due) d JOIN {schema}.lines l ON l.line = ANY (ARRAY[d])
-            FOR UPDATE OF l SKIP LOCKED
-        );
+        FOR v_try IN 1..2 LOOP
+            SELECT coalesce(array_agg(g.line), ARRAY[]::text[]), bool_or(g.wake_at IS NOT NULL) INTO v_mine, v_timed
+            FROM (
+                SELECT l.line, l.wake_at FROM unnest(v_due) d JOIN {schema}.lines l ON l.line = ANY (ARRAY[d])
+                FOR UPDATE OF l SKIP LOCKED
+            ) g;
+            EXIT WHEN v_try = 2 OR cardinality(v_mine) = cardinality(v_due);
+            INSERT INTO {schema}.lines (line, made_at)
+            SELECT d, v_now FROM unnest(v_due) d
+            WHERE NOT EXISTS (SELECT FROM {schema}.lines l WHERE l.line = d)
+            ORDER BY d COLLATE "C"
+            ON CONFLICT DO NOTHING;
+            EXIT WHEN NOT FOUND;
+        END LOOP;
         IF v_given IS NULL THEN
             DELETE FROM {schema}.knocks k
             USING unnest(v_seen) s
@@ -309,15 +315,17 @@ BEGIN
         GROUP BY l.queue;
 
         -- More would fit: there is more than one pass takes, or the next row is just locked by somebody.
-        UPDATE {schema}.lines l
-        SET wake_at = CASE WHEN w.more THEN v_now + make_interval(secs => 0.01) END
-        FROM (
-            SELECT m AS line, m = ANY (v_open) AND EXISTS (
-                SELECT FROM {schema}.instances i WHERE i.line = m AND i.status = 5
-            ) AS more
-            FROM unnest(v_mine) m WHERE m LIKE 'c%' OR m = ANY (v_open)
-        ) w
-        WHERE l.line = ANY (ARRAY[w.line]) AND (w.more OR l.wake_at IS NOT NULL);
+        IF v_timed OR cardinality(v_open) > 0 THEN
+            UPDATE {schema}.lines l
+            SET wake_at = CASE WHEN w.more THEN v_now + make_interval(secs => 0.01) END
+            FROM (
+                SELECT m AS line, m = ANY (v_open) AND EXISTS (
+                    SELECT FROM {schema}.instances i WHERE i.line = m AND i.status = 5
+                ) AS more
+                FROM unnest(v_mine) m WHERE m LIKE 'c%' OR m = ANY (v_open)
+            ) w
+            WHERE l.line = ANY (ARRAY[w.line]) AND (w.more OR l.wake_at IS NOT NULL);
+        END IF;
         IF v_report THEN
             FOR v_row IN SELECT m AS line FROM unnest(v_mine) m WHERE m LIKE 'c%' LOOP
                 what := 'line'; name := v_row.line; room := {schema}.room_of(v_row.line);

@@ -3,8 +3,7 @@
 -- Parameters: worker; outcomes, a JSON list sorted by id (fields below; "op" 0 goes on under the same claim, 1 goes back
 --   to the queue or to sleep, 2 ends, 3 waits for a signal, 4 waits for its children); first, a sorted JSON list of the
 --   ids that are locked before everything else: the parents of children that end, and of the batch's own rows those that
---   have spawned, that wait for a signal, or that are children; wake, the queues to notify (text[]);
---   freed, lines to knock at (text[], or null), where nobody looks at them in this transaction.
+--   have spawned, that wait for a signal, or that are children; wake, the queues to notify (text[]).
 -- Locks: first the rows of "first" in id order; then each other row of the batch once, in id order within each kind.
 --   A row is never in two batches that can both match: a stale outcome's rev does not match and takes no lock. Two batches
 --   meet only in rows of "first", and there in one order, which is also that of a cancel of several rows; what else may
@@ -193,8 +192,6 @@ knocked AS (
     SELECT b.line FROM went_back b WHERE b.line IS NOT NULL
     UNION
     SELECT j.line FROM joined j WHERE j.status = 5
-    UNION
-    SELECT f FROM unnest(%(freed)s::text[]) AS f
     RETURNING line
 ),
 told AS (

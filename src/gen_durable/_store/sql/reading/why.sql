@@ -5,10 +5,10 @@
 -- Locks: none.
 -- Index: instances' primary key, instances_line, instances_holders, instances_drawn, instances_ready, instances_claims;
 --   limits', lines' and lanes' primary keys.
--- Answer: status, due (seconds until its due time or its deadline, or null), paused (its queue), workers that live, that
---   run its queue, that know its machine or may not have said so yet; cap of its queue, busy (what executes there); ahead (rows before it: of its
---   queue, or in its line); line, where it is blocked; amount, per, burst of that limit; holding and holders (ids) of its
---   slots; need (tokens for what is before it, and for itself), tokens (that there are).
+-- Answer: status, due (seconds until its due time or its deadline, or null), paused (its queue); the workers that live,
+--   that run its queue, that know its machine or may not have said so yet; cap of its queue, busy (what executes there);
+--   ahead (rows before it: of its queue, or in its line); line, where it is blocked; amount, per, burst of that limit;
+--   holding and holders (ids) of its slots; need (tokens for what is before it, and for itself), tokens (that there are).
 WITH own AS MATERIALIZED (
     SELECT i.id, i.status, i.lane, i.priority, i.due_at, i.inserted_at, i.weight, l.queue, l.paused,
         CASE WHEN i.status = 5 THEN i.line END AS line
