@@ -9,7 +9,11 @@
 * ``waiter``: an instance that waits for a signal and then stamps the board, under its number;
 * ``parent``: an instance that spawns as many ``noop`` jobs as its number says, and ends when all of them have.
 
-The last two are for engines that have such things: see ``Waiting``.
+* ``keyed``, ``wide``, ``metered``: ``noop`` under one of 100 concurrency keys that let one run at a time; under one of 100
+  that let 50; under a rate that is never reached;
+* ``crowd``: a job that holds its concurrency key, the same for all of them, until its worker ends.
+
+The last six are for engines that have such things: see ``Waiting``.
 """
 
 from __future__ import annotations
@@ -33,7 +37,7 @@ class Client(Protocol):
 
 
 class Waiting(Client, Protocol):
-    """What the workloads E and F ask for besides."""
+    """What the workloads E, F and N ask for besides."""
 
     async def signal(self, number: int) -> None:
         """Send the waiter of that number the signal that it waits for, durable on return."""

@@ -74,6 +74,16 @@ async def latency_local(adapter: Adapter, board: Board, args: dict[str, Any]) ->
         return {"ms": await _latencies(partial(client.one, "mark"), board, args["count"])}
 
 
+async def burst(adapter: Adapter, board: Board, args: dict[str, Any]) -> dict[str, Any]:
+    """Time jobs from the first call of insert to the start of the last body; the worker is another process."""
+    async with adapter.client() as client:
+        start, wanted = time.monotonic(), board.hits() + args["count"]
+        await _bulk(client, "noop", args["count"])
+        while board.hits() < wanted:
+            await asyncio.sleep(0.002)
+        return {"seconds": time.monotonic() - start}
+
+
 async def wakeups(adapter: Adapter, board: Board, args: dict[str, Any]) -> dict[str, Any]:
     """Time from the call of signal to the start of the body that it wakes; ``local``: in this very process."""
     async with adapter.worker() if args["local"] else adapter.client() as client:
@@ -161,6 +171,7 @@ COMMANDS: dict[str, Command] = {
     "worker": worker,
     "latency": latency,
     "latency_local": latency_local,
+    "burst": burst,
     "wakeups": wakeups,
     "family": family,
     "large_family": large_family,

@@ -8,9 +8,9 @@ from typing import Any
 
 OWN = "gen_durable"
 FLOOR = "floor"
-ALL = frozenset("ABCDEF")
+ALL = frozenset("ABCDEFGHN")
 COMMON = frozenset("ABCD")
-"""What every engine has; E and F need signals, and children with a join."""
+"""What every engine has; E and F need signals, and children with a join; G, H and N limits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,10 @@ class Entry:
     """Settings per workload letter; ``*`` for all. The best that its documentation leads to."""
     park: str = ""
     """SQL that makes as many parked instances as its parameter says, out of the one that is there."""
+    crowd: str = ""
+    """SQL that makes as many instances that wait for a limit as its parameter says, out of the one that is there."""
+    waiting: str = ""
+    """SQL that counts those, and those of them that were written by another transaction than most: since then."""
 
     @property
     def slow(self) -> bool:
@@ -58,6 +62,13 @@ ENTRIES = (
         "SELECT CASE WHEN n % 2 = 0 THEN now() + make_interval(days => 30, secs => n) ELSE 'infinity' END, "
         "now(), now(), i.lane, 3, i.step, i.state, ARRAY['go'] "
         "FROM gen_durable.instances i, generate_series(1, $1::int) n",
+        crowd="INSERT INTO gen_durable.instances "
+        "(due_at, inserted_at, updated_at, lane, status, step, state, gate, own_gate, line) "
+        "SELECT i.due_at, now(), now(), i.lane, 5, i.step, i.state, i.gate, i.own_gate, i.line "
+        "FROM gen_durable.instances i, generate_series(1, $1::int)",
+        waiting="SELECT coalesce(sum(n), 0), coalesce(sum(n) - max(n), 0) "
+        "FROM (SELECT count(*) AS n FROM gen_durable.instances WHERE status = 5 GROUP BY xmin::text) AS written",
+        options={"N": {"drain_timeout": 1.0}},  # the one that holds the crowd's key never ends
     ),
     Entry(
         name=FLOOR,

@@ -18,6 +18,8 @@ COLUMNS = (
     ("p99", "p99 ms"),
     ("plain", "plain"),
     ("share", "share"),
+    ("alone", "alone ms"),
+    ("written", "rewritten"),
 )
 
 

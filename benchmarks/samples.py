@@ -8,7 +8,20 @@ from typing import Any
 
 from benchmarks.registry import OWN
 
-EXTRAS = ("wal_bytes", "commits", "client_ms", "server_ms", "p99", "plain", "share", "others_pct")
+EXTRAS = (
+    "wal_bytes",
+    "commits",
+    "client_ms",
+    "server_ms",
+    "p99",
+    "plain",
+    "share",
+    "alone",
+    "written",
+    "updates",
+    "dead",
+    "others_pct",
+)
 
 
 @dataclass(frozen=True)

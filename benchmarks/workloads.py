@@ -37,9 +37,10 @@ class Sizes:
     idle: float = 10.0
     family: int = 5_000
     large: int = 100_000
+    crowd: int = 1_000_000
 
 
-QUICK = Sizes(chains=1_000, singles=500, latencies=100, parked=20_000, idle=5.0, large=20_000)
+QUICK = Sizes(chains=1_000, singles=500, latencies=100, parked=20_000, idle=5.0, large=20_000, crowd=100_000)
 assert QUICK.latencies < MARKS
 
 
@@ -50,6 +51,7 @@ class Bench:
         self.server, self.entry, self.board = server, entry, board
         self._python, self._extra = python, extra
         self.database = f"bench_{entry.name}"
+        self.written = 0.0
 
     @contextmanager
     def fresh(self, workload: str) -> Iterator[Agents]:
@@ -221,6 +223,61 @@ def large_family(bench: Bench, *, count: int) -> Sample:
         return Sample(agents.call("large_family", count=count)["seconds"], count)
 
 
+def limited(bench: Bench, *, kind: str, count: int) -> Sample:
+    """Jobs with a limit, beside as many without, in turns: plain, limited, limited, plain."""
+    rates: dict[str, list[float]] = {"noop": [], kind: []}
+    others = 0.0
+    for which in ("noop", kind, kind, "noop"):
+        sample = drain(bench, workload="G", kind=which, count=count, procs=1)
+        rates[which].append(1 / sample.value)
+        others = max(others, sample.extras.get("others_pct", 0.0))
+    own, plain = 2 / sum(rates[kind]), 2 / sum(rates["noop"])
+    return Sample(own, count, {"plain": plain, "share": own / plain, "others_pct": others})
+
+
+def crowd(bench: Bench, *, waiting: int, jobs: int, latencies: int) -> Sample:
+    """Unrelated jobs of a queue in which so many rows wait on one key, beside a queue in which none does.
+
+    From insert to start: p50, p99, and ``alone`` the p50 without the others. ``plain`` is the rate without them, ``share``
+    the rate with them by that one. ``written`` counts the waiting rows that were written meanwhile, ``updates`` and
+    ``dead`` what is more of either in the whole table than without them.
+    """
+    alone, plain, updates, dead = _unrelated(bench, 0, jobs, latencies)
+    values, rate, more_updates, more_dead = _unrelated(bench, waiting, jobs, latencies)
+    extras = {"p99": percentile(values, 0.99), "alone": percentile(alone, 0.5), "plain": plain, "share": rate / plain}
+    extras |= {"updates": float(more_updates - updates), "dead": float(more_dead - dead), "written": bench.written}
+    return Sample(percentile(values, 0.5), waiting, extras)
+
+
+def _unrelated(bench: Bench, waiting: int, jobs: int, latencies: int) -> tuple[list[float], float, int, int]:
+    """Milliseconds from insert to start, jobs a second, rows updated, dead rows."""
+    with bench.fresh("N") as agents, bench.connect() as connection:
+        agents.call("prepare", kind="crowd", count=min(waiting, 1))
+        psycopg.RawCursor(connection).execute(bench.entry.crowd.encode(), [waiting])
+        bench.vacuum()
+        with agents.workers(1):
+            bench.board.open_gate()
+            time.sleep(2.0)  # one holds the key, the others wait
+            before = _traffic(connection)
+            values = agents.call("latency", count=latencies)["ms"]
+            seconds = agents.call("burst", count=jobs)["seconds"]
+            time.sleep(2.0)  # statistics come late
+            after = _traffic(connection)
+            row = connection.execute(bench.entry.waiting.encode()).fetchone()
+        if row is None or row[0] != waiting:
+            raise AgentFailed(f"{waiting} rows are to wait, {row and row[0]} do")
+        bench.written = float(row[1])
+        return values, jobs / seconds, after[0] - before[0], after[1] - before[1]
+
+
+def _traffic(connection: psycopg.Connection[Any]) -> tuple[int, int]:
+    """Rows that were updated so far in the table of instances, and dead ones in it now."""
+    query = "SELECT n_tup_upd, n_dead_tup FROM pg_stat_user_tables WHERE relname = 'instances'"
+    row = connection.execute(query).fetchone()
+    assert row is not None
+    return int(row[0]), int(row[1])
+
+
 def _wait(condition: Callable[[], bool], workers: list[Any], limit: float = STALL) -> None:
     end = time.monotonic() + limit
     while not condition():
@@ -282,6 +339,16 @@ def tasks(only: str, procs: list[int], sizes: Sizes) -> list[Task]:
             Measure("F.large", f"{sizes.large:,} children of one parent", "s", lower_is_better=True),
             partial(large_family, count=sizes.large),
         ),
+        _limited("G", "keyed", "jobs over 100 keys of one at a time", sizes.jobs),
+        _limited("H", "wide", "jobs over 100 keys of 50 at a time, which never bind", sizes.jobs),
+        _limited("H.rate", "metered", "jobs under a rate that never binds", sizes.jobs),
+        Task(
+            "N",
+            Measure(
+                "N", f"insert to start beside {sizes.crowd:,} that wait on one key, p50", "ms", lower_is_better=True
+            ),
+            partial(crowd, waiting=sizes.crowd, jobs=sizes.jobs, latencies=sizes.latencies),
+        ),
     ]
     return [task for task in found if task.letter in only]
 
@@ -291,6 +358,10 @@ def _draining(letter: str, kind: str, title: str, unit: str, count: int, procs: 
     plural = "1 worker process" if procs == 1 else f"{procs} worker processes"
     run = partial(drain, workload=letter, kind=kind, count=count, procs=procs)
     return Task(letter, Measure(key, f"{title}, {plural}", unit), run)
+
+
+def _limited(key: str, kind: str, title: str, count: int) -> Task:
+    return Task(key[0], Measure(key, title, "jobs/s"), partial(limited, kind=kind, count=count))
 
 
 def _latency(key: str, where: str, count: int, *, local: bool) -> Task:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -10,7 +11,13 @@ import psycopg
 
 from benchmarks.adapter import FILLER
 from benchmarks.board import Board
-from gen_durable import Await, BulkItem, Context, Done, Engine, Machine, Next, Spawn, job, step
+from gen_durable import Await, BulkItem, Context, Done, Engine, Machine, Next, Rate, Spawn, job, step
+
+KEYS = 100
+LIMITS: dict[str, Any] = {
+    "concurrency_limits": {"wide": 50},
+    "rate_limits": {"fast": Rate(1_000_000, burst=1_000_000)},
+}
 
 _board: list[Board] = []
 
@@ -23,6 +30,26 @@ async def noop(number: int) -> None:
 @job
 async def mark(number: int) -> None:
     _board[0].mark(number)
+
+
+@job(concurrency_key=lambda self: ("one", self.number % KEYS))
+async def keyed(number: int) -> None:
+    _board[0].hit()
+
+
+@job(concurrency_key=lambda self: ("wide", self.number % KEYS))
+async def wide(number: int) -> None:
+    _board[0].hit()
+
+
+@job(rate_limit="fast")
+async def metered(number: int) -> None:
+    _board[0].hit()
+
+
+@job(concurrency_key="crowd")
+async def crowd(number: int) -> None:
+    await asyncio.Event().wait()
 
 
 class Chain(Machine):
@@ -86,6 +113,14 @@ def _instance(kind: str, number: int) -> Any:
             return noop.bind(number=number)
         case "mark":
             return mark.bind(number=number)
+        case "keyed":
+            return keyed.bind(number=number)
+        case "wide":
+            return wide.bind(number=number)
+        case "metered":
+            return metered.bind(number=number)
+        case "crowd":
+            return crowd.bind(number=number)
         case "waiter":
             return BulkItem(Waiter(number=number), key=f"waiter {number}")
         case _:
@@ -134,8 +169,9 @@ class Adapter:
         _board[:] = [board]
 
     def _engine(self) -> Engine:
-        machines = [noop, mark, Chain, Waiter, Parent]
-        return Engine(self._url, machines=machines, queues={"default": self._concurrency}, **self._options)
+        machines = [noop, mark, keyed, wide, metered, crowd, Chain, Waiter, Parent]
+        options = {**LIMITS, **self._options}
+        return Engine(self._url, machines=machines, queues={"default": self._concurrency}, **options)
 
     async def setup(self) -> None:
         await self._engine().migrate()

@@ -85,10 +85,11 @@ class Process:
 class Chaos:
     """Starts workers on one schema and reads what they note."""
 
-    def __init__(self, url: str, schema: str, folder: Path) -> None:
+    def __init__(self, url: str, schema: str, folder: Path, script: Path = WORKER) -> None:
         self.url = url
         self.schema = schema
         self.folder = folder
+        self.script = script
         self.journal = folder / "journal"
         self.journal.touch()
         self.processes: list[Process] = []
@@ -111,7 +112,7 @@ class Chaos:
         }
         with log.open("wb") as out:
             popen = subprocess.Popen(
-                [sys.executable, str(WORKER), json.dumps(config)],
+                [sys.executable, str(self.script), json.dumps(config)],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
@@ -193,8 +194,8 @@ class Chaos:
 class Client:
     """A client engine on the same schema, which runs nothing."""
 
-    def __init__(self, build: Callable[..., Engine], machines: tuple[Any, ...]) -> None:
-        self._engine = build(*machines, queues={})
+    def __init__(self, build: Callable[..., Engine], machines: tuple[Any, ...], **settings: Any) -> None:
+        self._engine = build(*machines, queues={}, **settings)
 
     async def __aenter__(self) -> Engine:
         return await self._engine.__aenter__()
