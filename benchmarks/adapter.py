@@ -9,8 +9,8 @@
 * ``waiter``: an instance that waits for a signal and then stamps the board, under its number;
 * ``parent``: an instance that spawns as many ``noop`` jobs as its number says, and ends when all of them have.
 
-* ``keyed``, ``wide``, ``metered``: ``noop`` under one of 100 concurrency keys that let one run at a time; under one of 100
-  that let 50; under a rate that is never reached;
+* ``keyed``, ``wide``, ``metered``: ``noop`` under one of 100 concurrency keys that let one run at a time; under one of
+  100 that let 50; under a rate that is never reached;
 * ``crowd``: a job that holds its concurrency key, the same for all of them, until its worker ends.
 
 The last six are for engines that have such things: see ``Waiting``.

@@ -238,9 +238,9 @@ def limited(bench: Bench, *, kind: str, count: int) -> Sample:
 def crowd(bench: Bench, *, waiting: int, jobs: int, latencies: int) -> Sample:
     """Unrelated jobs of a queue in which so many rows wait on one key, beside a queue in which none does.
 
-    From insert to start: p50, p99, and ``alone`` the p50 without the others. ``plain`` is the rate without them, ``share``
-    the rate with them by that one. ``written`` counts the waiting rows that were written meanwhile, ``updates`` and
-    ``dead`` what is more of either in the whole table than without them.
+    From insert to start: p50, p99, and ``alone`` the p50 without the others. ``plain`` is the rate without them,
+    ``share`` the rate with them by that one. ``written`` counts the waiting rows that were written meanwhile,
+    ``updates`` and ``dead`` what is more of either in the whole table than without them.
     """
     alone, plain, updates, dead = _unrelated(bench, 0, jobs, latencies)
     values, rate, more_updates, more_dead = _unrelated(bench, waiting, jobs, latencies)

@@ -240,6 +240,8 @@ class Engine(Client):
 
         Raises:
             DatabaseUnreachable, SchemaMissing, SchemaVersionError: what stands in the way.
+            ConfigurationError: a step names a rate limit that is neither configured here nor set in the database, or
+                takes more tokens than it ever holds.
             EngineStateError: an engine of this name is started already.
         """
         await self._connect(development=True)
@@ -320,7 +322,8 @@ class Engine(Client):
         """The main of a worker process: works until SIGTERM or SIGINT, then drains and returns; a second one hurries.
 
         Raises:
-            ConfigurationError: no database URL (the embedded server must be asked for).
+            ConfigurationError: no database URL (the embedded server must be asked for), or a step whose rate limit
+                there is not.
             DatabaseUnreachable, SchemaMissing, SchemaVersionError: what stands in the way.
         """
         if not self._settings.queues:

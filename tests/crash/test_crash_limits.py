@@ -242,7 +242,8 @@ async def test_a_gate_is_full_while_work_waits(limited: Limited, build: Callable
     mean = sum(level * seconds for level, seconds in spent.items()) / (end - begin) / 5
     full = spent.get(5, 0.0) / (end - begin)
     print(
-        f"all 5 slots taken in {taken / looks:.1%} of {looks} looks; 5 steps ran {full:.1%} of the time, {mean:.1%} on average"
+        f"all 5 slots taken in {taken / looks:.1%} of {looks} looks; "
+        f"5 steps ran {full:.1%} of the time, {mean:.1%} on average"
     )
     assert limited.notes("over") == []
     assert max(spent) == 5
@@ -343,8 +344,10 @@ class Trouble:
 
 
 async def test_nobody_deadlocks(nervous_url: str, schema: str, tmp_path: Path) -> None:
-    """R21, R23: claims, commits, admissions, cancels of families, changed limits and reclaims all at once: whoever locks
-    more than one thing does so in one order, or passes by. And in the end nothing is left."""
+    """R21, R23: claims, commits, admissions, cancels of families, changed limits and reclaims all at once.
+
+    Whoever locks more than one thing does so in one order, or passes by. And in the end nothing is left.
+    """
     limited = Limited(nervous_url, schema, tmp_path, Path(__file__).with_name("limits_worker.py"))
     engine = Engine(nervous_url, schema=schema, name=schema, machines=MACHINES, queues={}, pool_size=8, **LIMITS)
     await engine.migrate()

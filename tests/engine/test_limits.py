@@ -123,7 +123,8 @@ async def test_a_rate_is_kept_and_used(build: Build) -> None:
     times = [at for _, at in starts]
     for first in range(40):
         for last in range(first, 40):
-            assert last - first + 1 <= 50 * (times[last] - times[first]) + 5 + 1.5  # they are taken a little before
+            # Tokens are taken by the database's clock, a little before the step starts: a busy machine's 0.1 s here.
+            assert last - first + 1 <= 50 * (times[last] - times[first] + 0.1) + 5
     assert times[-1] - times[0] == pytest.approx(35 / 50, abs=0.35)
 
 

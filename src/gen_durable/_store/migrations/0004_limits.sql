@@ -118,7 +118,7 @@ DECLARE
     v_part bigint;
     v_chosen bigint[];
     v_drawn bigint[];
-    v_moved boolean;
+    v_moved text[];  -- "line, rate" of what has gone from a key's line to a rate's
     v_timed boolean;
     v_tokens double precision;
     v_wake timestamptz;
@@ -165,53 +165,10 @@ BEGIN
             RETURN NEXT;
         END IF;
 
-        -- Concurrency: as many as there is room for.
-        v_part := greatest(v_most / greatest(cardinality(v_mine), 1), 1);
-        WITH line AS MATERIALIZED (
-            SELECT m AS line, greatest(coalesce(c.amount, 1)::bigint - (
-                SELECT count(*) FROM {schema}.instances i
-                WHERE i.gate = m AND i.gate IS NOT NULL AND i.status IN (0, 2)
-            ), 0) AS room
-            FROM unnest(v_mine) m
-            LEFT JOIN {schema}.limits c ON c.kind = 'concurrency' AND c.name = {schema}.limit_of(m)
-            WHERE m LIKE 'c%'
-        ),
-        picked AS MATERIALIZED (
-            SELECT n.line, p.id, p.rate
-            FROM line n
-            CROSS JOIN LATERAL (
-                SELECT i.id, i.rate FROM {schema}.instances i
-                WHERE i.line = n.line AND i.status = 5
-                ORDER BY i.priority, i.due_at, i.id
-                LIMIT least(n.room, v_part)
-                FOR NO KEY UPDATE SKIP LOCKED
-            ) p
-        ),
-        moved AS (
-            -- What needs tokens too waits for them, and does not hold its slot meanwhile.
-            UPDATE {schema}.instances i SET line = p.rate, updated_at = v_now
-            FROM picked p WHERE p.rate IS NOT NULL AND i.id = ANY (ARRAY[p.id])
-            RETURNING i.line
-        ),
-        knocked AS (
-            INSERT INTO {schema}.knocks (line) SELECT DISTINCT m.line FROM moved m
-        ),
-        got AS (
-            -- Both lists meet by grouping: a join of them is a loop in a loop.
-            SELECT u.line
-            FROM (SELECT n.line, n.room, 0 AS one FROM line n UNION ALL SELECT p.line, NULL, 1 FROM picked p) u
-            GROUP BY u.line
-            HAVING sum(u.one) < max(u.room)
-        )
-        SELECT ARRAY(SELECT p.id FROM picked p WHERE p.rate IS NULL), EXISTS (SELECT FROM moved),
-            ARRAY(SELECT g.line FROM got g)
-        INTO v_chosen, v_moved, v_open;
-        IF v_moved THEN
-            what := 'wake'; seconds := 0;
-            RETURN NEXT;
-        END IF;
-
-        -- Rates: the most urgent ones for which there are tokens. One that needs many is waited for.
+        -- Rates: the most urgent ones for which there are tokens. One that needs many is waited for. They come before the
+        -- keys, whose lines they have left: the slots that they take here are counted there.
+        v_chosen := ARRAY[]::bigint[];
+        v_open := ARRAY[]::text[];
         FOR v_bucket IN
             -- The bucket fills behind what is runnable when that is claimed. Nobody says when that was, since the last
             -- look: so of what came since then not much counts.
@@ -225,7 +182,7 @@ BEGIN
                     coalesce(c.amount / c.per, 1e9) AS pace,
                     coalesce(c.burst, 1e9) AS burst,
                     (
-                        SELECT coalesce(sum(coalesce(i.weight, 1)), 0) FROM {schema}.instances i
+                        SELECT coalesce(sum(least(coalesce(i.weight, 1), c.burst)), 0) FROM {schema}.instances i
                         WHERE i.rate = l.line AND i.rate IS NOT NULL AND i.status = 0
                     ) AS drawn
                 FROM unnest(v_mine) m
@@ -266,7 +223,8 @@ BEGIN
             IF v_wake IS NULL THEN
                 v_open := v_open || v_bucket.line;
             END IF;
-            UPDATE {schema}.lines l SET tokens = v_tokens, filled_at = v_now, wake_at = v_wake
+            -- Who began earlier can come later: what has come since is counted once.
+            UPDATE {schema}.lines l SET tokens = v_tokens, filled_at = greatest(l.filled_at, v_now), wake_at = v_wake
             WHERE l.line = v_bucket.line;
             IF v_report THEN
                 what := 'line'; name := v_bucket.line; room := v_tokens;
@@ -275,6 +233,56 @@ BEGIN
                 RETURN NEXT;
             END IF;
         END LOOP;
+
+        -- Concurrency: as many as there is room for.
+        v_part := greatest(v_most / greatest(cardinality(v_mine), 1), 1);
+        WITH line AS MATERIALIZED (
+            SELECT m AS line, greatest(coalesce(c.amount, 1)::bigint - (
+                SELECT count(*) FROM {schema}.instances i
+                WHERE i.gate = m AND i.gate IS NOT NULL AND i.status IN (0, 2)
+            ), 0) AS room
+            FROM unnest(v_mine) m
+            LEFT JOIN {schema}.limits c ON c.kind = 'concurrency' AND c.name = {schema}.limit_of(m)
+            WHERE m LIKE 'c%'
+        ),
+        picked AS MATERIALIZED (
+            SELECT n.line, p.id, p.rate
+            FROM line n
+            CROSS JOIN LATERAL (
+                SELECT i.id, i.rate FROM {schema}.instances i
+                WHERE i.line = n.line AND i.status = 5
+                ORDER BY i.priority, i.due_at, i.id
+                LIMIT least(n.room, v_part)
+                FOR NO KEY UPDATE SKIP LOCKED
+            ) p
+        ),
+        moved AS (
+            -- What needs tokens too waits for them, and does not hold its slot meanwhile.
+            UPDATE {schema}.instances i SET line = p.rate, updated_at = v_now
+            FROM picked p WHERE p.rate IS NOT NULL AND i.id = ANY (ARRAY[p.id])
+            RETURNING i.gate, i.rate
+        ),
+        knocked AS (
+            INSERT INTO {schema}.knocks (line) SELECT DISTINCT m.rate FROM moved m
+        ),
+        got AS (
+            -- Both lists meet by grouping: a join of them is a loop in a loop.
+            SELECT u.line
+            FROM (
+                SELECT n.line, n.room, 0 AS one FROM line n
+                UNION ALL
+                SELECT p.line, NULL, CASE WHEN p.rate IS NULL THEN 1 ELSE 0 END FROM picked p
+            ) u
+            GROUP BY u.line
+            HAVING sum(u.one) < max(u.room)
+        )
+        SELECT v_chosen || ARRAY(SELECT p.id FROM picked p WHERE p.rate IS NULL),
+            ARRAY(SELECT DISTINCT m.gate || E'\x1f' || m.rate FROM moved m), v_open || ARRAY(SELECT g.line FROM got g)
+        INTO v_chosen, v_moved, v_open;
+        IF cardinality(v_moved) > 0 THEN
+            what := 'wake'; seconds := 0;
+            RETURN NEXT;
+        END IF;
 
         -- What was chosen is runnable; or a claim at once, where the worker keeps places for it.
         RETURN QUERY
@@ -319,13 +327,20 @@ BEGIN
         WHERE g.status = 0
         GROUP BY l.queue;
 
-        -- More would fit: there is more than one pass takes, or the next row is just locked by somebody.
+        -- More would fit: there is more than one pass takes, or the next row is just locked by somebody, or what was
+        -- first may wait long for its tokens, and somewhat behind it is a row that does not wait for the same ones.
         IF v_timed OR cardinality(v_open) > 0 THEN
             UPDATE {schema}.lines l
             SET wake_at = CASE WHEN w.more THEN v_now + make_interval(secs => 0.01) END
             FROM (
                 SELECT m AS line, m = ANY (v_open) AND EXISTS (
-                    SELECT FROM {schema}.instances i WHERE i.line = m AND i.status = 5
+                    SELECT FROM (
+                        SELECT i.rate FROM {schema}.instances i
+                        WHERE i.line = m AND i.status = 5
+                        ORDER BY i.priority, i.due_at, i.id
+                        LIMIT 100
+                    ) n
+                    WHERE n.rate IS NULL OR m || E'\x1f' || n.rate <> ALL (v_moved)
                 ) AS more
                 FROM unnest(v_mine) m WHERE m LIKE 'c%' OR m = ANY (v_open)
             ) w

@@ -13,7 +13,8 @@ WITH given AS MATERIALIZED (
     )
 ),
 held AS MATERIALIZED (
-    SELECT i.id, CASE WHEN i.status = 0 THEN i.gate END AS frees
+    -- A row that waits for tokens makes way for those behind it, which may need fewer.
+    SELECT i.id, CASE WHEN i.status = 0 THEN i.gate WHEN i.status = 5 AND i.line = i.rate THEN i.line END AS frees
     FROM {schema}.instances i
     WHERE i.key = %(key)s::text AND (CASE WHEN i.scope = 0 THEN i.id ELSE 0 END) = 0
         AND i.status IN (0, 1, 5) AND i.rev = 0 AND i.parent_id IS NULL

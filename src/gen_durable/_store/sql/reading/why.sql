@@ -77,7 +77,7 @@ LEFT JOIN LATERAL (
             coalesce(b.tokens + greatest(extract(epoch FROM {clock} - b.filled_at), 0) * c.amount / c.per, c.burst)
         ) AS tokens
     FROM (
-        SELECT coalesce(sum(coalesce(i.weight, 1)), 0) AS drawn FROM {schema}.instances i
+        SELECT coalesce(sum(least(coalesce(i.weight, 1), c.burst)), 0) AS drawn FROM {schema}.instances i
         WHERE i.rate = o.line AND i.rate IS NOT NULL AND i.status = 0
     ) d
     LEFT JOIN {schema}.lines b ON b.line = o.line

@@ -82,6 +82,9 @@ knocked AS (
     INSERT INTO {schema}.knocks (line)
     SELECT p.gate FROM placed p WHERE p.gate IS NOT NULL AND p.status IN (0, 2)
     UNION
+    -- The line may wait for the tokens that it was to take, and those behind it need fewer.
+    SELECT p.line FROM placed p WHERE p.status = 5 AND p.line = p.rate
+    UNION
     SELECT j.line FROM joined j WHERE j.status = 5
     RETURNING line
 ),
