@@ -352,10 +352,12 @@ BEGIN
             wake_at = CASE WHEN w.drawn > 0 THEN least(l.wake_at, v_now + make_interval(secs => 1)) ELSE l.wake_at END
         FROM (
             SELECT m AS line, (
-                SELECT coalesce(sum(coalesce(i.weight, 1)), 0) FROM {schema}.instances i
+                SELECT coalesce(sum(least(coalesce(i.weight, 1), c.burst)), 0) FROM {schema}.instances i
                 WHERE i.rate = m AND i.rate IS NOT NULL AND i.status = 0
             ) AS drawn
-            FROM unnest(v_mine) m WHERE m LIKE 'r%'
+            FROM unnest(v_mine) m
+            LEFT JOIN {schema}.limits c ON c.kind = 'rate' AND c.name = {schema}.limit_of(m)
+            WHERE m LIKE 'r%'
         ) w
         WHERE l.line = ANY (ARRAY[w.line]) AND (w.drawn > 0 OR l.drawn > 0);
         IF v_report THEN
