@@ -115,6 +115,7 @@ DECLARE
     v_due text[];
     v_mine text[];
     v_open text[];
+    v_paused int[];
     v_part bigint;
     v_chosen bigint[];
     v_drawn bigint[];
@@ -165,6 +166,9 @@ BEGIN
             RETURN NEXT;
         END IF;
 
+        -- What is in a paused queue takes nothing.
+        v_paused := ARRAY(SELECT l.id FROM {schema}.lanes l WHERE l.paused);
+
         -- Rates: the most urgent ones for which there are tokens. One that needs many is waited for. They come before the
         -- keys, whose lines they have left: the slots that they take here are counted there.
         v_chosen := ARRAY[]::bigint[];
@@ -197,7 +201,7 @@ BEGIN
             FOR v_row IN
                 SELECT i.id, i.gate, least(coalesce(i.weight, 1), v_bucket.burst) AS weight
                 FROM {schema}.instances i
-                WHERE i.line = v_bucket.line AND i.status = 5
+                WHERE i.line = v_bucket.line AND i.status = 5 AND i.lane <> ALL (v_paused)
                 ORDER BY i.priority, i.due_at, i.id
                 LIMIT least(greatest(floor(v_tokens), 0) + 1, v_most)
                 FOR NO KEY UPDATE SKIP LOCKED
@@ -250,7 +254,7 @@ BEGIN
             FROM line n
             CROSS JOIN LATERAL (
                 SELECT i.id, i.rate FROM {schema}.instances i
-                WHERE i.line = n.line AND i.status = 5
+                WHERE i.line = n.line AND i.status = 5 AND i.lane <> ALL (v_paused)
                 ORDER BY i.priority, i.due_at, i.id
                 LIMIT least(n.room, v_part)
                 FOR NO KEY UPDATE SKIP LOCKED
@@ -336,7 +340,7 @@ BEGIN
                 SELECT m AS line, m = ANY (v_open) AND EXISTS (
                     SELECT FROM (
                         SELECT i.rate FROM {schema}.instances i
-                        WHERE i.line = m AND i.status = 5
+                        WHERE i.line = m AND i.status = 5 AND i.lane <> ALL (v_paused)
                         ORDER BY i.priority, i.due_at, i.id
                         LIMIT 100
                     ) n
