@@ -22,7 +22,6 @@ CREATE TABLE {schema}.lines (
     made_at   timestamptz      NOT NULL,
     tokens    double precision,             -- of a rate, at filled_at; null is a full bucket
     filled_at timestamptz,
-    drawn     double precision NOT NULL DEFAULT 0,  -- of a rate: tokens of the rows that were runnable at the last look
     wake_at   timestamptz                   -- when somebody is to look again
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000);
 CREATE INDEX lines_wake ON {schema}.lines (wake_at) WHERE wake_at IS NOT NULL;
@@ -170,16 +169,12 @@ BEGIN
         v_chosen := ARRAY[]::bigint[];
         v_open := ARRAY[]::text[];
         FOR v_bucket IN
-            -- The bucket fills behind what is runnable when that is claimed. Nobody says when that was, since the last
-            -- look: so of what came since then not much counts.
             SELECT b.line, b.pace, b.burst, least(
                 b.burst - b.drawn,
-                coalesce(b.tokens + b.since * b.pace, b.burst),
-                b.burst - b.before + least(b.since, 0.25) * b.pace
+                coalesce(b.tokens + greatest(extract(epoch FROM v_now - b.filled_at), 0) * b.pace, b.burst)
             ) AS tokens
             FROM (
-                SELECT l.line, l.tokens, greatest(extract(epoch FROM v_now - l.filled_at), 0) AS since, l.drawn AS before,
-                    coalesce(c.amount / c.per, 1e9) AS pace,
+                SELECT l.line, l.tokens, l.filled_at, coalesce(c.amount / c.per, 1e9) AS pace,
                     coalesce(c.burst, 1e9) AS burst,
                     (
                         SELECT coalesce(sum(least(coalesce(i.weight, 1), c.burst)), 0) FROM {schema}.instances i
@@ -346,18 +341,6 @@ BEGIN
             ) w
             WHERE l.line = ANY (ARRAY[w.line]) AND (w.more OR l.wake_at IS NOT NULL);
         END IF;
-        -- What is runnable is looked at again: see the buckets.
-        UPDATE {schema}.lines l
-        SET drawn = w.drawn,
-            wake_at = CASE WHEN w.drawn > 0 THEN least(l.wake_at, v_now + make_interval(secs => 1)) ELSE l.wake_at END
-        FROM (
-            SELECT m AS line, (
-                SELECT coalesce(sum(coalesce(i.weight, 1)), 0) FROM {schema}.instances i
-                WHERE i.rate = m AND i.rate IS NOT NULL AND i.status = 0
-            ) AS drawn
-            FROM unnest(v_mine) m WHERE m LIKE 'r%'
-        ) w
-        WHERE l.line = ANY (ARRAY[w.line]) AND (w.drawn > 0 OR l.drawn > 0);
         IF v_report THEN
             FOR v_row IN SELECT m AS line FROM unnest(v_mine) m WHERE m LIKE 'c%' LOOP
                 what := 'line'; name := v_row.line; room := {schema}.room_of(v_row.line);
