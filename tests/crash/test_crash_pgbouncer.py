@@ -18,6 +18,7 @@ from harness import Chaos, until
 from psycopg import conninfo
 
 from gen_durable import Engine
+from gen_durable.client.inserting import BulkItem
 
 PROGRAM = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
 
@@ -91,7 +92,7 @@ def quiet(chaos: Chaos) -> None:
 async def test_everything_works_through_a_transaction_pooler(
     chaos: Chaos, build: Callable[..., Engine], pooler: Pooler
 ) -> None:
-    """R19, R27: inserts, claims, run-ahead, retries, ends; work is found by polling: no notification comes."""
+    """R19, R21, R27: inserts, claims, run-ahead, retries, limits, ends; nobody is told, work is found by polling."""
     await pooler.start()
     async with build(*MACHINES, url=pooler.url, queues={}) as client:
         workers = [await chaos.worker(url=pooler.url) for _ in range(2)]
@@ -99,6 +100,7 @@ async def test_everything_works_through_a_transaction_pooler(
         chains = [await client.insert(Chain(total=10)) for _ in range(30)]
         flakies = [await client.insert(flaky.bind(n=n), key=f"flaky:{n}") for n in range(20)]
         late = await client.insert(quick.bind(n=7), delay=0.3)
+        await client.insert_many([BulkItem(quick.bind(n=n), concurrency_key=f"k{n % 5}") for n in range(200)])
         assert [await handle.result(timeout=30) for handle in chains] == [list(range(10))] * 30
         assert [await handle.result(timeout=30) for handle in flakies] == list(range(20))
         assert await late.result(timeout=30) == 7
@@ -109,7 +111,7 @@ async def test_everything_works_through_a_transaction_pooler(
         began = time.monotonic()
         assert await (await client.insert(quick.bind(n=1))).result(timeout=10) == 1
         assert time.monotonic() - began < 3
-    assert chaos.rows("SELECT count(*), max(crashes) FROM {schema}.finished") == [(3000 + 30 + 20 + 1 + 1, 0)]
+    assert chaos.rows("SELECT count(*), max(crashes) FROM {schema}.finished") == [(3000 + 30 + 20 + 1 + 200 + 1, 0)]
     assert chaos.rows("SELECT bool_or(locked) FROM {schema}.workers") == [(False,)]
     quiet(chaos)
 
