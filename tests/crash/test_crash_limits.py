@@ -27,7 +27,7 @@ from gen_durable.errors import DuplicateInstance, NoSuchInstance
 JOBS = int(os.environ.get("GEN_DURABLE_LIMIT_JOBS", "1800"))
 KILLS = int(os.environ.get("GEN_DURABLE_LIMIT_KILLS", "8"))
 WORKERS = int(os.environ.get("GEN_DURABLE_LIMIT_WORKERS", "3"))
-SECONDS = float(os.environ.get("GEN_DURABLE_LIMIT_SECONDS", "4"))
+SECONDS = float(os.environ.get("GEN_DURABLE_LIMIT_SECONDS", "3"))
 HUNT = float(os.environ.get("GEN_DURABLE_HUNT_SECONDS", "8"))
 
 GATES = {"one": 1, "three": 3, "fifty": 50}
@@ -195,11 +195,12 @@ async def test_a_rate_is_never_passed_and_is_used(limited: Limited, build: Calla
     used = sum(calm[0] <= note["claimed"] < calm[1] for note in starts) / (calm[1] - calm[0]) / pace
     print(f"{len(starts)} starts, {used:.1%} used; at most {claims:.1f} claims and {begun:.1f} starts above the pace, "
           f"of a burst of {burst}; {1000 * trip:.0f} ms from the claim to the start")  # fmt: skip
-    # Tokens are taken by the clock of the statement that claims, so claims keep to the rate exactly (one token: the
-    # microsecond's rounding). A start is later than that by the answer's way and the step's own first statement, each
-    # by its own delay: two windows' ends may so be nearer to each other by the longest of them.
-    assert claims <= burst + 1
-    assert begun <= burst + 1 + pace * trip
+    # Tokens are taken a little before the claim, where a row is made runnable first: when it is claimed they count as
+    # free again, so of a full bucket there may be as much more as comes between two looks at the line. A start is later
+    # than its claim by the answer's way and by the step's own first statement, each by its own delay: the ends of a
+    # window may so be nearer to each other by the longest of them.
+    assert claims <= burst + 1 + pace * 0.05
+    assert begun <= claims + pace * trip
     assert used >= 0.97
 
 
