@@ -128,3 +128,30 @@ async def test_a_row_that_waits_for_tokens_and_goes_makes_way_in_its_keys_line_t
         assert await stage.run("inserting/replace", key="k", row=row, notify=False, soon=5.0)
     await drained(stage)
     assert await stage.row(second, "line") == ("rapi",)
+
+
+async def test_those_behind_one_that_got_both_follow_it(stage: Stage) -> None:
+    """R22: the slot that another keeps free, for want of other tokens, is for the next of those who have theirs."""
+    await configure(stage, "concurrency", "account:7", 2)
+    await configure(stage, "rate", "api", 1, per=3600.0, burst=2)
+    await limited(stage, 1, gate=None, rate="rapi\x1fa", weight=2)
+    await stage.admit()
+    (spent,) = await limited(stage, 1, rate="rapi\x1fa")
+    first, second = await limited(stage, 2, rate="rapi\x1fb")
+    await drained(stage)
+    found = await statuses(stage)
+    assert (found[spent], found[first], found[second]) == (5, 0, 0)
+
+
+async def test_who_finds_its_keys_line_locked_is_looked_at_soon(stage: Stage) -> None:
+    """R22: within tens of milliseconds, though nobody else knocks."""
+    await configure(stage, "rate", "api", 1, per=1.0, burst=5)
+    (both,) = await limited(stage, 1, rate="rapi")
+    await stage.admit()
+    other = await stage.connect()
+    async with other.transaction():
+        await stage.ask("SELECT FROM {schema}.lines WHERE line = %s FOR UPDATE", KEY, on=other)
+        found = await stage.admit()
+        assert await stage.row(both, "status, line") == (5, KEY)
+    assert found.wake is not None
+    assert found.wake < 0.1

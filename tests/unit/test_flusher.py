@@ -13,9 +13,10 @@ import pytest
 from gen_durable._runtime.flusher import BATCH_BYTES, Entry, Flusher
 from gen_durable._runtime.held import Held
 from gen_durable._runtime.link import Link, LinkDown
-from gen_durable._runtime.record import END, Record
+from gen_durable._runtime.record import BACK, END, Record
 from gen_durable._store.operation import Request, Row, catalog
 from gen_durable.events import Hooks
+from gen_durable.status import Status
 
 
 class Server(Link):
@@ -146,3 +147,12 @@ async def test_what_is_refused_without_a_wake_up_too_is_an_outcomes_fault(number
     await flush(server, [1] * 6, ["default"])
     assert server.wakes[:2] == [["default"], []]
     assert server.groups[-1] != server.groups[0]
+
+
+@pytest.mark.parametrize("status", [Status.RUNNABLE, Status.SCHEDULED, Status.AWAITING_SIGNAL, Status.BLOCKED])
+def test_a_row_that_went_back_is_found_where_it_went(status: Status) -> None:
+    """R27: when the answer was lost, also in the line of a limit, and where no history is kept."""
+    flusher = Flusher(Server(), catalog("gen_durable"), 7, Owner([]), Hooks(), lambda held: 60.0)
+    held = cast("Held", Claimed(1))
+    assert flusher._is_there((held.rev + 1, status, None), held, Record(1, 1, BACK))
+    assert not flusher._is_there((held.rev, Status.EXECUTING, 7), held, Record(1, 1, BACK))

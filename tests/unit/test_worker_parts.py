@@ -9,8 +9,11 @@ import pytest
 
 from gen_durable import Engine
 from gen_durable._runtime import needs as module
+from gen_durable._runtime.claimer import Claimer
+from gen_durable._runtime.link import Link, LinkDown
 from gen_durable._runtime.record import BACK, END, Record
 from gen_durable._runtime.worker import Worker
+from gen_durable._store.operation import catalog
 from gen_durable.errors import DatabaseUnreachable
 from gen_durable.events import Hooks
 
@@ -79,3 +82,15 @@ async def test_a_lane_is_asked_for_until_the_database_is_there(monkeypatch: pyte
     assert await needs.lane_of(SimpleNamespace(), "elsewhere") == 5  # type: ignore[arg-type]  # handed on only
     assert asked == ["elsewhere"] * 3
     assert needs.queue_of_lane[5] == "elsewhere"
+
+
+async def test_claims_of_a_life_that_is_over_are_left_to_others_when_its_link_is_closed() -> None:
+    """R26: a look at limits may answer with claims when the worker has just been declared dead; the process goes on."""
+    link = Link("postgresql://nowhere", "claim", Hooks(), application_name="test", deadline=1.0)
+    link.abort()
+    claimer = Claimer(
+        link, catalog("gen_durable"), 7, {}, {}, Hooks(),
+        poll_interval=1.0, check_interval=1.0, prefetch=1, commits_lag=lambda: False, max_crashes=lambda spec: 3,
+    )  # fmt: skip
+    with pytest.raises(LinkDown):
+        await claimer.release([(1, 1)])

@@ -286,7 +286,11 @@ class Claimer(Service):
             await self.release([(held.id, held.rev) for held in rows])
 
     async def release(self, claims: list[Claim]) -> int:
-        """Gives claims back; one that is not held any more is left alone. Answers with how many there were."""
+        """Gives claims back; one that is not held any more is left alone. Answers with how many there were.
+
+        Raises:
+            LinkDown: the worker has ended, and its link is closed: others find them.
+        """
         listed = msgspec.json.encode([{"id": id_, "rev": rev} for id_, rev in sorted(claims)]).decode()
         while True:
             try:
@@ -294,6 +298,8 @@ class Claimer(Service):
                 count: int = rows[0][0]
                 return count
             except LinkDown:
+                if self._link.closed:
+                    raise
                 continue  # guarded by rev: sending it twice does no harm
 
     def forget(self, held: Held) -> None:

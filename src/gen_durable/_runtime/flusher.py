@@ -288,7 +288,7 @@ class Flusher:
             return status == Status.EXECUTING and worker == self._worker
         if record.op == END:
             return status == record.kind + 3 and worker == self._worker
-        return status <= Status.SCHEDULED or Status.AWAITING_SIGNAL <= status <= Status.AWAITING_CHILDREN
+        return status <= Status.SCHEDULED or Status.AWAITING_SIGNAL <= status <= Status.BLOCKED
 
     def _settle(self, held: Held, record: Record) -> None:
         self._refused_once.discard((held.id, held.rev))

@@ -71,6 +71,11 @@ class Link:
         """The connection, when there is one."""
         return self._connection
 
+    @property
+    def closed(self) -> bool:
+        """Whether it is closed for good."""
+        return self._closed
+
     async def fetch(self, request: Request) -> list[Row]:
         """Runs one statement; connects first when need be.
 

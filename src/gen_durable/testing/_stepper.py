@@ -22,6 +22,9 @@ from gen_durable.status import TransitionKind
 
 __all__ = ["Stepper"]
 
+SOON = 0.02  # seconds that are waited for a line of a limit, as long as it takes no more than so many looks
+LOOKS = 50
+
 
 class Stepper(Worker):
     """A registered worker, alive as any other, whose services don't run by themselves: ``take``, then ``step``."""
@@ -123,13 +126,24 @@ class Stepper(Worker):
             await self._flusher.flush()
 
     async def promote(self) -> bool:
-        """Makes runnable what has become due, and starts what schedules have come to; answers whether anything has."""
+        """Makes runnable what has become due and what limits let go, and starts what schedules have come to; answers
+        whether anything has."""
         for queue in self.queues.values():
             queue.empty = True
         with self._reachable():
             await self._schedules.once()
             await self._timers.once()
-        return not all(queue.empty for queue in self.queues.values())
+            for _ in range(LOOKS):
+                self._admitter.knock()
+                delay = await self._admitter.once()
+                if delay > SOON or not self._idle:
+                    break
+                await asyncio.sleep(delay)
+        return not self._idle
+
+    @property
+    def _idle(self) -> bool:
+        return all(queue.empty for queue in self.queues.values())
 
     async def learn(self) -> bool:
         """Looks for lanes that were made since; answers whether there are any."""

@@ -119,6 +119,8 @@ DECLARE
     v_part bigint;
     v_chosen bigint[];
     v_drawn bigint[];
+    v_again boolean := false;
+    v_room bigint;
     v_moved text[];  -- "line, rate" of what has gone from a key's line to a rate's
     v_timed boolean;
     v_tokens double precision;
@@ -213,12 +215,18 @@ BEGIN
                 IF v_row.gate IS NOT NULL THEN
                     -- Both or neither.
                     PERFORM FROM {schema}.lines l WHERE l.line = v_row.gate FOR UPDATE SKIP LOCKED;
-                    IF NOT FOUND OR {schema}.room_of(v_row.gate) <= 0 THEN
-                        UPDATE {schema}.instances i SET line = i.gate, updated_at = v_now WHERE i.id = v_row.id;
+                    v_room := CASE WHEN FOUND THEN greatest({schema}.room_of(v_row.gate), 0) ELSE -1 END;
+                    UPDATE {schema}.instances i
+                    SET status = CASE WHEN v_room > 0 THEN 0 ELSE 5 END, line = i.gate, updated_at = v_now
+                    WHERE i.id = v_row.id;
+                    -- Somebody else looks there just now; or those behind this row may follow it.
+                    IF v_room < 0 OR v_room > 1 AND EXISTS (
+                        SELECT FROM {schema}.instances i WHERE i.line = v_row.gate AND i.status = 5
+                    ) THEN
                         INSERT INTO {schema}.knocks (line) VALUES (v_row.gate);
-                        CONTINUE;
+                        v_again := true;
                     END IF;
-                    UPDATE {schema}.instances i SET status = 0, updated_at = v_now WHERE i.id = v_row.id;
+                    CONTINUE WHEN v_room <= 0;
                 END IF;
                 v_drawn := v_drawn || v_row.id;
                 v_tokens := v_tokens - v_row.weight;
@@ -283,8 +291,8 @@ BEGIN
         SELECT v_chosen || ARRAY(SELECT p.id FROM picked p WHERE p.rate IS NULL),
             ARRAY(SELECT DISTINCT m.gate || E'\x1f' || m.rate FROM moved m), v_open || ARRAY(SELECT g.line FROM got g)
         INTO v_chosen, v_moved, v_open;
-        IF cardinality(v_moved) > 0 THEN
-            what := 'wake'; seconds := 0;
+        IF v_again OR cardinality(v_moved) > 0 THEN
+            what := 'wake'; name := NULL; seconds := CASE WHEN v_again THEN 0.005 ELSE 0 END;
             RETURN NEXT;
         END IF;
 
