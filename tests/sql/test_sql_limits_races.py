@@ -45,9 +45,9 @@ async def test_rows_of_one_key_behind_others_of_another_rate(stage: Stage) -> No
 async def drained(stage: Stage) -> None:
     """Looks until nothing comes of it, as the admitter does: at knocks, and at what is to be looked at soon."""
     for _ in range(100):
-        await stage.ask("UPDATE {schema}.lines SET wake_at = {clock} WHERE wake_at < {clock} + interval '1 second'")
+        await stage.ask("UPDATE {schema}.lines SET wake_at = {clock} WHERE wake_at < {clock} + interval '0.5 s'")
         found = await stage.admit()
-        if not found.queues and (found.wake is None or found.wake > 1):
+        if not found.queues and (found.wake is None or found.wake > 0.5):
             return
     raise AssertionError("it never comes to rest")
 
@@ -91,6 +91,7 @@ async def test_what_outweighs_a_lowered_burst_costs_no_more_than_the_burst(stage
     assert found.lines["rapi"][2] == pytest.approx(0.0, abs=0.1)
     ((id_, _),) = await claimed(stage)
     assert id_ == heavy
+    assert (await stage.admit("rapi")).queues == {}, "the bucket fills from the look that finds it claimed"
     await later(stage, 3)
     assert (await stage.admit("rapi")).queues == {"q": 3}
 
@@ -106,3 +107,24 @@ async def test_a_look_with_a_late_clock_fills_a_bucket_only_once(stage: Stage) -
     before = await stage.value("SELECT filled_at FROM {schema}.lines")
     await stage.admit("rapi")
     assert await stage.value("SELECT filled_at FROM {schema}.lines") >= before
+
+
+@pytest.mark.parametrize("way", ["cancelled", "replaced"])
+async def test_a_row_that_waits_for_tokens_and_goes_makes_way_in_its_keys_line_too(stage: Stage, way: str) -> None:
+    """R22: those of the same key and rate wait behind it there, and come after it."""
+    await configure(stage, "rate", "api", 1, per=3600.0, burst=1)
+    await limited(stage, 1, gate=None, rate="rapi")
+    (first,) = await limited(stage, 1, rate="rapi", key="k")
+    (second,) = await limited(stage, 1, rate="rapi")
+    await drained(stage)
+    assert await stage.ask("SELECT id, line FROM {schema}.instances WHERE status = 5 ORDER BY 1") == [
+        (first, "rapi"),
+        (second, KEY),
+    ]
+    if way == "cancelled":
+        await stage.cancel(first)
+    else:
+        row = encode([{"lane": await stage.lane(), "step": "one", "state": {}, "delay": 60.0}])
+        assert await stage.run("inserting/replace", key="k", row=row, notify=False, soon=5.0)
+    await drained(stage)
+    assert await stage.row(second, "line") == ("rapi",)

@@ -124,3 +124,4 @@ def workers(sql: Catalog) -> Operation[list[WorkerInfo]]:
 def set_paused(sql: Catalog, queue: str, paused: bool) -> Operation[None]:
     """Pauses or resumes a queue for the whole cluster."""
     yield sql["queues/pause"].bind(queue=queue, paused=paused)
+    yield sql["limiting/pause"].bind(queue=queue, paused=paused)

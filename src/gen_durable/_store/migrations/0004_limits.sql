@@ -22,6 +22,7 @@ CREATE TABLE {schema}.lines (
     made_at   timestamptz      NOT NULL,
     tokens    double precision,             -- of a rate, at filled_at; null is a full bucket
     filled_at timestamptz,
+    drawn     double precision NOT NULL DEFAULT 0,  -- of a rate: tokens of the rows that were runnable at the last look
     wake_at   timestamptz                   -- when somebody is to look again
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000);
 CREATE INDEX lines_wake ON {schema}.lines (wake_at) WHERE wake_at IS NOT NULL;
@@ -114,6 +115,7 @@ DECLARE
     v_due text[];
     v_mine text[];
     v_open text[];
+    v_paused int[];
     v_part bigint;
     v_chosen bigint[];
     v_drawn bigint[];
@@ -164,17 +166,24 @@ BEGIN
             RETURN NEXT;
         END IF;
 
+        -- What is in a paused queue takes nothing.
+        v_paused := ARRAY(SELECT l.id FROM {schema}.lanes l WHERE l.paused);
+
         -- Rates: the most urgent ones for which there are tokens. One that needs many is waited for. They come before the
         -- keys, whose lines they have left: the slots that they take here are counted there.
         v_chosen := ARRAY[]::bigint[];
         v_open := ARRAY[]::text[];
         FOR v_bucket IN
+            -- The bucket fills behind what is runnable when that is claimed. Nobody says when that was, since the last
+            -- look: so of what came since then not much counts.
             SELECT b.line, b.pace, b.burst, least(
                 b.burst - b.drawn,
-                coalesce(b.tokens + greatest(extract(epoch FROM v_now - b.filled_at), 0) * b.pace, b.burst)
+                coalesce(b.tokens + b.since * b.pace, b.burst),
+                b.burst - b.before + least(b.since, 0.25) * b.pace
             ) AS tokens
             FROM (
-                SELECT l.line, l.tokens, l.filled_at, coalesce(c.amount / c.per, 1e9) AS pace,
+                SELECT l.line, l.tokens, greatest(extract(epoch FROM v_now - l.filled_at), 0) AS since, l.drawn AS before,
+                    coalesce(c.amount / c.per, 1e9) AS pace,
                     coalesce(c.burst, 1e9) AS burst,
                     (
                         SELECT coalesce(sum(least(coalesce(i.weight, 1), c.burst)), 0) FROM {schema}.instances i
@@ -192,7 +201,7 @@ BEGIN
             FOR v_row IN
                 SELECT i.id, i.gate, least(coalesce(i.weight, 1), v_bucket.burst) AS weight
                 FROM {schema}.instances i
-                WHERE i.line = v_bucket.line AND i.status = 5
+                WHERE i.line = v_bucket.line AND i.status = 5 AND i.lane <> ALL (v_paused)
                 ORDER BY i.priority, i.due_at, i.id
                 LIMIT least(greatest(floor(v_tokens), 0) + 1, v_most)
                 FOR NO KEY UPDATE SKIP LOCKED
@@ -245,7 +254,7 @@ BEGIN
             FROM line n
             CROSS JOIN LATERAL (
                 SELECT i.id, i.rate FROM {schema}.instances i
-                WHERE i.line = n.line AND i.status = 5
+                WHERE i.line = n.line AND i.status = 5 AND i.lane <> ALL (v_paused)
                 ORDER BY i.priority, i.due_at, i.id
                 LIMIT least(n.room, v_part)
                 FOR NO KEY UPDATE SKIP LOCKED
@@ -331,7 +340,7 @@ BEGIN
                 SELECT m AS line, m = ANY (v_open) AND EXISTS (
                     SELECT FROM (
                         SELECT i.rate FROM {schema}.instances i
-                        WHERE i.line = m AND i.status = 5
+                        WHERE i.line = m AND i.status = 5 AND i.lane <> ALL (v_paused)
                         ORDER BY i.priority, i.due_at, i.id
                         LIMIT 100
                     ) n
@@ -341,6 +350,20 @@ BEGIN
             ) w
             WHERE l.line = ANY (ARRAY[w.line]) AND (w.more OR l.wake_at IS NOT NULL);
         END IF;
+        -- What is runnable is looked at again: see the buckets.
+        UPDATE {schema}.lines l
+        SET drawn = w.drawn,
+            wake_at = CASE WHEN w.drawn > 0 THEN least(l.wake_at, v_now + make_interval(secs => 1)) ELSE l.wake_at END
+        FROM (
+            SELECT m AS line, (
+                SELECT coalesce(sum(least(coalesce(i.weight, 1), c.burst)), 0) FROM {schema}.instances i
+                WHERE i.rate = m AND i.rate IS NOT NULL AND i.status = 0
+            ) AS drawn
+            FROM unnest(v_mine) m
+            LEFT JOIN {schema}.limits c ON c.kind = 'rate' AND c.name = {schema}.limit_of(m)
+            WHERE m LIKE 'r%'
+        ) w
+        WHERE l.line = ANY (ARRAY[w.line]) AND (w.drawn > 0 OR l.drawn > 0);
         IF v_report THEN
             FOR v_row IN SELECT m AS line FROM unnest(v_mine) m WHERE m LIKE 'c%' LOOP
                 what := 'line'; name := v_row.line; room := {schema}.room_of(v_row.line);

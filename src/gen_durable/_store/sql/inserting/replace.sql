@@ -13,8 +13,9 @@ WITH given AS MATERIALIZED (
     )
 ),
 held AS MATERIALIZED (
-    -- A row that waits for tokens makes way for those behind it, which may need fewer.
-    SELECT i.id, CASE WHEN i.status = 0 THEN i.gate WHEN i.status = 5 AND i.line = i.rate THEN i.line END AS frees
+    -- A row that waits for tokens makes way for those behind it, in its rate's line and in its key's.
+    SELECT i.id, CASE WHEN i.status = 0 OR (i.status = 5 AND i.line = i.rate) THEN i.gate END AS frees,
+        CASE WHEN i.status = 5 AND i.line = i.rate THEN i.line END AS leaves
     FROM {schema}.instances i
     WHERE i.key = %(key)s::text AND (CASE WHEN i.scope = 0 THEN i.id ELSE 0 END) = 0
         AND i.status IN (0, 1, 5) AND i.rev = 0 AND i.parent_id IS NULL
@@ -28,13 +29,15 @@ replaced AS (
         status = CASE WHEN g.due_at > {clock} THEN 1 ELSE {schema}.ready(coalesce(g.gate, g.rate)) END
     FROM given g, held h
     WHERE i.id = ANY (ARRAY[h.id])
-    RETURNING i.id, i.lane, i.status, i.due_at, i.line, h.frees
+    RETURNING i.id, i.lane, i.status, i.due_at, i.line, h.frees, h.leaves
 ),
 knocked AS (
     INSERT INTO {schema}.knocks (line)
     SELECT r.line FROM replaced r WHERE r.status = 5
     UNION
     SELECT r.frees FROM replaced r WHERE r.frees IS NOT NULL
+    UNION
+    SELECT r.leaves FROM replaced r WHERE r.leaves IS NOT NULL
     RETURNING line
 ),
 told AS (

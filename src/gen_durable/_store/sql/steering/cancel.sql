@@ -80,9 +80,10 @@ joined AS (
 ),
 knocked AS (
     INSERT INTO {schema}.knocks (line)
-    SELECT p.gate FROM placed p WHERE p.gate IS NOT NULL AND p.status IN (0, 2)
+    SELECT p.gate FROM placed p WHERE p.gate IS NOT NULL AND (p.status IN (0, 2) OR p.line = p.rate)
     UNION
-    -- The line may wait for the tokens that it was to take, and those behind it need fewer.
+    -- The line may wait for the tokens that it was to take, and those behind it need fewer; and in its key's line others
+    -- may wait behind it, for which there is a slot.
     SELECT p.line FROM placed p WHERE p.status = 5 AND p.line = p.rate
     UNION
     SELECT j.line FROM joined j WHERE j.status = 5
