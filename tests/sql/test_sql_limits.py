@@ -312,7 +312,7 @@ async def test_rows_that_were_claimed_late_leave_no_full_bucket_behind(stage: St
     stage.seconds = 0.0
     await configure(stage, "rate", "api", 10, per=1.0, burst=5)
     await limited(stage, 5, gate=None, rate="rapi")
-    assert (await stage.admit()).wake == pytest.approx(1, abs=0.05), "it is looked at when they may be claimed"
+    assert (await stage.admit()).wake == pytest.approx(0.2, abs=0.05), "it is looked at when they may be claimed"
     await later(stage, 3600)
     assert await started(stage) == 5
     await limited(stage, 9, gate=None, rate="rapi")
@@ -325,6 +325,20 @@ async def test_rows_that_were_claimed_late_leave_no_full_bucket_behind(stage: St
     await stage.admit("rapi")
     await later(stage, 3600)
     assert (await stage.admit("rapi")).queues == {"q": 4}
+
+
+async def test_a_small_bucket_loses_nothing_by_claims_between_two_looks(stage: Stage) -> None:
+    """R22: one token, one more each second, and a look whenever the line says so: one starts each second."""
+    stage.seconds = 0.0
+    await configure(stage, "rate", "api", 1, per=1.0, burst=1)
+    await limited(stage, 9, gate=None, rate="rapi")
+    await stage.admit()
+    starts = await started(stage)
+    while stage.seconds < 5.05:
+        wake = (await stage.admit("rapi")).wake
+        starts += await started(stage)
+        await later(stage, 0.2 if wake is None else max(wake, 0.01))
+    assert starts == 6
 
 
 async def test_a_heavy_row_is_not_passed_by_lighter_ones(stage: Stage) -> None:

@@ -45,9 +45,9 @@ async def test_rows_of_one_key_behind_others_of_another_rate(stage: Stage) -> No
 async def drained(stage: Stage) -> None:
     """Looks until nothing comes of it, as the admitter does: at knocks, and at what is to be looked at soon."""
     for _ in range(100):
-        await stage.ask("UPDATE {schema}.lines SET wake_at = {clock} WHERE wake_at < {clock} + interval '0.5 s'")
+        await stage.ask("UPDATE {schema}.lines SET wake_at = {clock} WHERE wake_at < {clock} + interval '0.1 s'")
         found = await stage.admit()
-        if not found.queues and (found.wake is None or found.wake > 0.5):
+        if not found.queues and (found.wake is None or found.wake > 0.1):
             return
     raise AssertionError("it never comes to rest")
 

@@ -361,7 +361,7 @@ BEGIN
         -- What is runnable is looked at again: see the buckets.
         UPDATE {schema}.lines l
         SET drawn = w.drawn,
-            wake_at = CASE WHEN w.drawn > 0 THEN least(l.wake_at, v_now + make_interval(secs => 1)) ELSE l.wake_at END
+            wake_at = CASE WHEN w.drawn > 0 THEN least(l.wake_at, v_now + make_interval(secs => 0.2)) ELSE l.wake_at END
         FROM (
             SELECT m AS line, (
                 SELECT coalesce(sum(least(coalesce(i.weight, 1), c.burst)), 0) FROM {schema}.instances i
