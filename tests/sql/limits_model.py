@@ -107,6 +107,7 @@ class Bucket:
 
     burst: float
     tokens: float | None = None
+    before: float = 0.0  # tokens of what was runnable at the last look
     allowance: float = 0.0
 
 
@@ -142,7 +143,8 @@ class LimitsModel:
     def tokens(self, line: str) -> float:
         """How many a look would find."""
         bucket = self.bucket(line)
-        most = bucket.burst - self.drawn(line)
+        # It fills behind what was runnable at the last look only from the look that finds that claimed.
+        most = bucket.burst - max(self.drawn(line), bucket.before)
         return most if bucket.tokens is None else min(most, bucket.tokens)
 
     def refill(self, line: str, tokens: float) -> None:
@@ -192,6 +194,7 @@ class LimitsModel:
         assert spent <= max(there, 0) + SLACK, f"{line}: {spent} of {there} tokens"
         bucket.tokens = there - spent
         bucket.allowance -= spent
+        bucket.before = self.drawn(line)
         assert bucket.allowance > -SLACK, f"{line}: more than its rate and its burst"
 
     def _in_order(self, line: str, dump: Dump, waited: dict[int, Row], locked: Collection[int]) -> None:

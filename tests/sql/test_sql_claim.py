@@ -77,7 +77,7 @@ async def test_a_claim_says_all_that_a_step_needs_and_marks_the_row(stage: Stage
     assert (claimed, rev, got_lane, step, state) == (id_, 1, lane, "start", b'{"n": 1}')
     assert (attempt, crashes, priority, key) == (0, 0, 3, "k")
     assert due_at == inserted_at
-    assert waits == [None, None]
+    assert waits == [None] * 5, "parent, what it waited for, gate, own gate, rate"
     assert await stage.row(id_, "status, worker, rev") == (2, 42, 1)
 
 

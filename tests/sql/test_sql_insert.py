@@ -196,11 +196,11 @@ async def test_promote_brings_due_rows_forward_in_order_and_says_when_to_come_ag
     """R14, R19"""
     q, r = await stage.lane("q"), await stage.lane("r")
     placed = await stage.insert(*[{"lane": q, "delay": 100 + n} for n in range(4)], {"lane": r, "delay": 50})
-    ((count, told, until),) = await stage.run("timing/promote", batch=10)
+    ((count, told, until, _),) = await stage.run("timing/promote", batch=10)
     assert (count, told) == (0, 0)
     assert 40 < until <= 50
     await stage.ask("UPDATE {schema}.instances SET due_at = due_at - interval '102.5 s'")
-    ((count, _, until),) = await stage.run("timing/promote", batch=2)
+    ((count, _, until, _),) = await stage.run("timing/promote", batch=2)
     assert count == 2
     assert 0 < until <= 0.5
     assert await stage.row(placed[4], "status") == (0,)
@@ -214,7 +214,7 @@ async def test_promote_brings_due_rows_forward_in_order_and_says_when_to_come_ag
 
 
 async def test_promote_says_so_when_nothing_is_scheduled(stage: Stage) -> None:
-    assert await stage.run("timing/promote", batch=10) == [(0, 0, None)]
+    assert await stage.run("timing/promote", batch=10) == [(0, 0, None, None)]
 
 
 async def test_two_promoters_do_not_wait_for_each_other(stage: Stage) -> None:
@@ -253,8 +253,8 @@ async def test_lanes_are_made_once_and_keep_their_numbers(stage: Stage) -> None:
     known = await stage.run("queues/known", queues=["q", "nowhere"])
     mark = f"{max(second.values())}"
     assert known == [
-        ("q", "m", 1, first[LaneKey("q", "m", 1)], False, mark),
-        ("q", "m", 2, first[LaneKey("q", "m", 2)], False, mark),
+        ("q", "m", 1, first[LaneKey("q", "m", 1)], False, False, mark),
+        ("q", "m", 2, first[LaneKey("q", "m", 2)], False, False, mark),
     ]
     await stage.run("queues/pause", queue="r", paused=True)
     (other,) = {row[-1] for row in await stage.run("queues/known", queues=["q"])}

@@ -84,6 +84,7 @@ class Claim:
     handed: list[tuple[int, int]]  # number and status of each signal in ctx.awaited
     spawning: list[NewInstance] | None = None
     gone: bool = False
+    gate: str | None = None
 
     @classmethod
     def of(cls, worker: int, row: Row) -> Claim:

@@ -51,7 +51,13 @@ class Admitter(Service):
         self._announce = announce
         self._release = release
         self._knocked = False
+        self._drawn: set[str] = set()  # lines of rates whose rows have been claimed
         self._wake_at = math.inf  # by the loop's clock
+
+    def drawn(self, lines: set[str]) -> None:
+        """Rows of these rates were claimed that had been runnable: from now on their buckets fill behind them."""
+        self._drawn |= lines
+        self.wake()
 
     def knock(self) -> None:
         """There may be something to bring forward."""
@@ -61,6 +67,11 @@ class Admitter(Service):
     async def once(self) -> float:
         """One pass; sleeps until a line says that it is time."""
         loop = asyncio.get_running_loop()
+        if self._drawn:
+            lines, self._drawn = sorted(self._drawn), set()
+            with self.looking_at(lines) as look:
+                look.rows = await self._link.fetch(look.request)
+            await self.let_go(look)
         if not self._knocked and loop.time() < self._wake_at:
             return min(self._wake_at - loop.time(), self._poll_interval)
         self._knocked, self._wake_at = False, math.inf

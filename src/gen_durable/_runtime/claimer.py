@@ -78,6 +78,7 @@ class Claimer(Service):
         self.claiming = False  # a claim is under way
         self.failing = False  # the last claim failed
         self.closing = False
+        self.on_rates: Callable[[set[str]], None] = lambda lines: None  # rows with these rates were claimed
         self._cancelled: dict[Claim, None] = {}  # in the order in which we heard of it
         self.looks = 0  # how many looks for lost claims have begun
         self.held_up = False  # too many outcomes wait for their commit: to be woken when they are fewer
@@ -163,6 +164,10 @@ class Claimer(Service):
                 queue.put(got[queue])
             if count >= room:
                 queue.on_full(queue)
+        if any(queue.punctual for queue in wanted):
+            rates = {held.rate for batch in got.values() for held in batch if held.rate is not None}
+            if rates:
+                self.on_rates(rates)
         if put_off:
             await self._put_off(put_off)
         if self._hooks.claim and rows:

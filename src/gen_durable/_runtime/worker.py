@@ -156,6 +156,7 @@ class Worker(Listener):
             announce=self._claimer.announce,
         )
         self._pruner = Pruner(self._link("pruner", LONG_STATEMENT), self._sql)
+        self._claimer.on_rates = self._admitter.drawn
         for queue in self.queues.values():
             queue.on_room = self._claimer.wake
             queue.on_full = self._telling.full
