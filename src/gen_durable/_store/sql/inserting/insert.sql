@@ -6,7 +6,7 @@
 -- Locks: the new rows, in key order, so that two calls with the same keys in opposite orders can't deadlock; it waits for
 --   another transaction that is just inserting the same key. A row with a limit is blocked, and knocks at its line: a new
 --   row of knocks, which nobody waits for.
--- Index: instances_key decides about duplicates; workers' primary key.
+-- Index: instances_key decides about duplicates; workers' and limits' primary keys.
 -- Guard: the unique index. A reservation of the key (status 9) is in it too; a row of scope 0 collides with nothing. A row
 --   is born claimed only where a claim would get it: its lane is not paused and the worker is in the workers table. Its
 --   rev is 0, as no claim's is, and that is its fencing token.
@@ -19,7 +19,9 @@ WITH given AS MATERIALIZED (
         coalesce(g.at, {clock} + make_interval(secs => coalesce(g.delay, 0))) AS due_at,
         coalesce(g.gate, g.rate) AS line,
         CASE WHEN g.at IS NULL AND coalesce(g.delay, 0) = 0 AND coalesce(g.gate, g.rate) IS NULL AND NOT l.paused
-            AND NOT {schema}.is_capped(l.queue) THEN (
+            AND l.queue <> ALL (
+                ARRAY(SELECT c.name FROM {schema}.limits c WHERE c.kind = 'queue' AND c.amount IS NOT NULL)
+            ) THEN (
             SELECT k.id FROM {schema}.workers k WHERE k.id = %(worker)s::int
         ) END AS worker
     FROM ROWS FROM (
