@@ -17,6 +17,7 @@ from typing import Any, Final, NotRequired, Required
 import msgspec
 from msgspec import inspect as mi
 
+from gen_durable._checks import shown
 from gen_durable.errors import DefinitionError, InvalidPayload, InvalidState, StateDecodeError
 
 __all__ = ["StateCodec", "encode_value", "storable_text"]
@@ -161,7 +162,7 @@ class StateCodec:
         try:
             msgspec.json.decode(_STATE.encode(value), type=hint, dec_hook=_dec_hook)
         except Exception as error:  # noqa: BLE001 - also what a class of the user raises
-            return f"is {_shown(value)}, which is not {_type_name(hint)}: {error}"
+            return f"is {shown(value)}, which is not {_type_name(hint)}: {error}"
         return None
 
     def _filled(self, raw: bytes | str) -> dict[str, Any]:
@@ -252,7 +253,7 @@ def _problem_with_value(value: Any, encoder: msgspec.json.Encoder, hook: Callabl
     except Exception as error:  # noqa: BLE001 - also what a class of the user raises
         if isinstance(error, ValueError) and "integer string conversion" in str(error):
             return "holds an int of more than 4300 digits; store it as text or bytes"
-        return f"can't be written as JSON: {error} (in {_shown(value)}); convert it first"
+        return f"can't be written as JSON: {error} (in {shown(value)}); convert it first"
     if _ESCAPED_NUL.search(raw):
         return "holds a NUL character, which Postgres can't store in text; remove it, or use bytes"
     return None
@@ -338,15 +339,6 @@ def _hides_secrets(model: Any) -> bool:
     except Exception:  # noqa: BLE001 - a model without a JSON schema can't be looked into
         return False
     return '"writeOnly": true' in msgspec.json.format(msgspec.json.encode(schema)).decode()
-
-
-def _shown(value: object) -> str:
-    try:
-        text = repr(value)
-    except Exception:  # noqa: BLE001 - a broken __repr__ must not hide the message
-        text = "a value"
-    text = text if len(text) <= 80 else f"{text[:77]}..."
-    return text if value is None else f"{text} ({type(value).__name__})"
 
 
 def _type_name(hint: Any) -> str:

@@ -33,7 +33,6 @@ class Admitter(Service):
         self,
         link: Link,
         sql: Catalog,
-        worker: int,
         births: Births,
         hooks: Hooks,
         *,
@@ -44,7 +43,6 @@ class Admitter(Service):
         super().__init__()
         self._link = link
         self._sql = sql
-        self._worker = worker
         self._births = births
         self._hooks = hooks
         self._poll_interval = poll_interval
@@ -69,23 +67,24 @@ class Admitter(Service):
         loop = asyncio.get_running_loop()
         if self._drawn:
             lines, self._drawn = sorted(self._drawn), set()
-            with self.looking_at(lines) as look:
-                look.rows = await self._link.fetch(look.request)
-            await self.let_go(look)
+            await self._look(lines)
         if not self._knocked and loop.time() < self._wake_at:
             return min(self._wake_at - loop.time(), self._poll_interval)
         self._knocked, self._wake_at = False, math.inf
-        with self.looking_at(None) as look:
-            look.rows = await self._link.fetch(look.request)
-        await self.let_go(look)
+        await self._look(None)
         if self._knocked:
             return 0.0
         return max(min(self._wake_at - loop.time(), self._poll_interval), 0.0)
 
+    async def _look(self, lines: list[str] | None) -> None:
+        with self.looking_at(lines) as look:
+            look.rows = await self._link.fetch(look.request)
+        await self.let_go(look)
+
     @contextlib.contextmanager
-    def looking_at(self, lines: list[str] | None, *, claims: bool = True) -> Iterator[Look]:
+    def looking_at(self, lines: list[str] | None) -> Iterator[Look]:
         """A look at some lines (None: where somebody knocked), to be sent within; then what it brings is dealt with."""
-        birth = self._births.expect_all() if claims else None
+        birth = self._births.expect_all()
         request = self._sql["limiting/admit"].bind(
             given=lines,
             most=MOST,

@@ -125,7 +125,6 @@ class Worker(Listener):
         self._admitter = Admitter(
             self._link("limits"),
             self._sql,
-            self.id,
             self._births,
             self._hooks,
             poll_interval=poll,

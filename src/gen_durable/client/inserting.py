@@ -172,6 +172,8 @@ class InsertingCalls(WaitingCalls):
         place = await self._session.call(replace_or_insert(self._sql, row, soon=LONGEST_POLL))
         if self._local is not None:
             self._local.inserted({lane.queue}, row.delay or (None if row.at is None else 0.0))
+            if row.limited:
+                self._local.knocked()
         return Inserted(self._handle(place.id, row.key, spec.name), place.duplicate)
 
     async def _prepare(self, children: Sequence[Child]) -> builtins.list[NewInstance]:
