@@ -26,13 +26,15 @@ class Status(IntEnum):
     @property
     def label(self) -> str:
         """The public name: ``runnable``, ``executing``, ``done``, …"""
-        return "runnable" if self is Status.SCHEDULED else self.name.lower()
+        return _LABELS[self]
 
     @property
     def terminal(self) -> bool:
         """Whether the instance has ended."""
         return self >= Status.DONE
 
+
+_LABELS = {status: "runnable" if status is Status.SCHEDULED else status.name.lower() for status in Status}
 
 TERMINAL = frozenset({"done", "failed", "cancelled"})
 

@@ -254,6 +254,9 @@ def test_what_is_locked_first() -> None:
     assert first_of(Entry(5, 2, None), Entry(6, 0, None), Entry(7, 1, None)) == []
     assert first_of(Entry(9, 3, None), Entry(8, 0, None, spawned)) == [8, 9]
     assert first_of(Entry(9, 2, 4), Entry(8, 0, 3)) == [4, 8, 9]
+    assert first_of(Entry(9, 2, 4), Entry(8, 2, 3), Entry(7, 2, None)) == [3, 4], "the delete locks the rest in order"
+    assert first_of(Entry(9, 2, 4), Entry(8, 2, 3), Entry(7, 3, None)) == [3, 4, 7, 8, 9]
+    assert first_of(Entry(9, 2, 8), Entry(7, 2, 6)) == [6, 7, 8, 9], "a parent that comes after another's child"
 
 
 async def test_the_rest_of_a_join_is_cancelled_without_its_parent(stage: Stage) -> None:

@@ -27,6 +27,7 @@ log = logging.getLogger("gen_durable")
 
 BATCH = 1000
 BATCH_BYTES = 4_000_000
+WORTHWHILE = 16  # outcomes for which running steps give way to their commit
 FAMILY = 2000  # children that are inserted in one transaction, unless one outcome has more
 LONGEST_PAUSE = 5.0
 KNOCKED = -3  # the mark of commit.sql's answer that counts the lines
@@ -89,6 +90,7 @@ class Flusher:
         self._idle = asyncio.Event()
         self._idle.set()
         self._most = BATCH
+        self._sending = False
         self._refused_once: set[Fence] = set()
         self.failing = False  # the database refuses commits for a reason that is not an outcome's
         self.committed = 0
@@ -98,6 +100,10 @@ class Flusher:
     def waiting(self) -> int:
         """How many outcomes wait for the next group."""
         return len(self._pending)
+
+    def wants_turn(self, left: int) -> bool:
+        """Whether a group is there to be sent, at least as large as what is left to be run meanwhile."""
+        return not self._sending and len(self._pending) >= max(left, WORTHWHILE)
 
     def add(self, held: Held, record: Record) -> None:
         """Takes an outcome for the next group."""
@@ -118,6 +124,7 @@ class Flusher:
     async def flush(self) -> None:
         """Commits everything that was added."""
         self._more.clear()
+        self._sending = True
         while self._pending:
             batch = self._next_batch()
             # Rows are locked in id order.
@@ -130,6 +137,7 @@ class Flusher:
                 await self._commit(batch)
             for family in _by_size(families):
                 await self._commit(family)
+        self._sending = False
         self._idle.set()
 
     def _next_batch(self) -> list[Entry]:
@@ -350,12 +358,18 @@ def _by_size(families: list[Entry]) -> Iterator[list[Entry]]:
 
 def locked_first(batch: list[Entry]) -> list[int]:
     """The rows in which two commits can meet, or a commit and a signal or cancel: see ``commit.sql``."""
-    first = set()
+    parents: set[int] = set()  # of children that end
+    ends: set[int] = set()
+    others: set[int] = set()
     for held, record in batch:
-        if held.parent_id is not None:
-            first.add(held.id)  # a cancel may hold several children at once
-            if record.op == END:
-                first.add(held.parent_id)
+        if held.parent_id is not None and record.op == END:
+            parents.add(held.parent_id)
+            ends.add(held.id)
+        elif held.parent_id is not None:
+            others.add(held.id)  # a cancel may hold several children at once
         if record.op == WAIT or (held.waits is not None and held.waits.spawn is not None):
-            first.add(held.id)
-    return sorted(first)
+            others.add(held.id)
+    # Ends are locked in the order of ids by the delete itself, and so after parents that all come before them.
+    if ends and not others and max(parents) < min(ends):
+        return sorted(parents)
+    return sorted(parents | ends | others)

@@ -186,6 +186,7 @@ class LocalQueue:
         self._parked: list[asyncio.Future[None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self.on_room: Callable[[], None] = lambda: None
+        self.commits_wait: Callable[[int], bool] = lambda left: False
         self.on_full: Callable[[LocalQueue], None] = lambda queue: None
         self.on_crash: Callable[[BaseException], None] = lambda error: None
         self.closed = False  # drain: what is buffered is not started any more
@@ -257,7 +258,7 @@ class LocalQueue:
                 if task.cancelling():
                     return  # it was cancelled and went on, or its step cancelled it: another takes its place
                 self._tell_of_room()
-                if time.monotonic() > until:
+                if self.commits_wait(len(buffer)) or time.monotonic() > until:
                     await asyncio.sleep(0)
                     until = time.monotonic() + SLICE
             future = asyncio.get_running_loop().create_future()

@@ -158,6 +158,7 @@ class Worker(Listener):
         self._claimer.on_rates = self._admitter.drawn
         for queue in self.queues.values():
             queue.on_room = self._claimer.wake
+            queue.commits_wait = self._flusher.wants_turn
             queue.on_full = self._telling.full
             queue.on_crash = self._crashed
         await self._learn_lanes()

@@ -77,13 +77,13 @@ def _descend(sql: Catalog, parents: list[int], spawn: int | None) -> Operation[l
 def children(sql: Catalog, parent: int, spawn: int) -> Operation[list[ChildResult]]:
     """The children of one spawn, in the order given."""
     rows = yield sql["joining/children"].bind(parent=parent, spawn=spawn)
-    decode = msgspec.json.decode
+    decode, labels = msgspec.json.decode, {status.value: status.label for status in Status}
     return [
         ChildResult(
             id_,
             machine,
             key,
-            Status(status).label,
+            labels[status],
             None if result is None else decode(result),
             None if error is None else decode(error),
         )
