@@ -18,7 +18,8 @@ from gen_durable._store.migrating import clock_sql, migration_sql, migrations
 from gen_durable._store.operation import catalog
 
 ROOT = Path(str(files("gen_durable._store")))
-SQL = sorted((ROOT / "sql").rglob("*.sql"))
+PARTS = sorted((ROOT / "sql/_parts").glob("*.sql"))
+SQL = sorted(set((ROOT / "sql").rglob("*.sql")) - set(PARTS))
 SCRIPTS = sorted(ROOT.glob("*.sql"))
 MIGRATIONS = sorted((ROOT / "migrations").glob("*.sql"))
 LONGEST = 130
@@ -54,7 +55,7 @@ def test_a_statement_says_what_it_is_for_what_it_locks_and_what_serves_it(path: 
     assert all(len(line) <= LONGEST for line in text.splitlines())
 
 
-@pytest.mark.parametrize("path", SQL, ids=name_of)
+@pytest.mark.parametrize("path", [*SQL, *PARTS], ids=name_of)
 def test_a_parameter_is_never_inside_quotes_and_always_typed(path: Path) -> None:
     """In quotes it would silently become text; without a cast its type would hang on where it first stands."""
     body = body_of(path.read_text("utf-8"))
@@ -64,7 +65,15 @@ def test_a_parameter_is_never_inside_quotes_and_always_typed(path: Path) -> None
         assert match[1] == "::", f"{match[0]} has no cast"
 
 
-@pytest.mark.parametrize("path", [*SQL, *SCRIPTS, *MIGRATIONS], ids=lambda path: path.stem)
+def test_every_part_says_what_it_is_and_is_a_part_of_several_statements() -> None:
+    texts = [path.read_text("utf-8") for path in SQL]
+    for path in PARTS:
+        assert path.read_text("utf-8").startswith("-- ")
+        assert sum(f"\n{{part {path.stem}}}\n" in text for text in texts) > 1, path.name
+    assert {name for text in texts for name in re.findall(r"^\{part (.*)\}$", text, re.M)} == {p.stem for p in PARTS}
+
+
+@pytest.mark.parametrize("path", [*SQL, *PARTS, *SCRIPTS, *MIGRATIONS], ids=lambda path: path.stem)
 def test_every_table_is_named_with_its_schema(path: Path) -> None:
     body = re.sub(r"'(?:[^']|'')*'", "''", body_of(path.read_text("utf-8")))
     made = re.findall(r"CREATE (?:TABLE|VIEW|FUNCTION)\s+(?!\{schema\})(\S+)", body)

@@ -69,12 +69,12 @@ async def test_a_backlog_costs_one_statement_a_batch(build: Callable[..., Engine
         await done.wait()
         counted = Counter(sent)
     assert sum(claim.got for claim in claims) == JOBS
-    assert counted["committing/commit"] == len(commits)
+    assert counted["committing/end"] == len(commits)
     assert len(claims) <= counted["claiming/claim"] <= len(claims) + 5
     assert counted["claiming/claim"] < JOBS / 20
-    assert counted["committing/commit"] < JOBS / 20
+    assert counted["committing/end"] < JOBS / 20
     assert counted["claiming/release"] == 0
-    rest = counted.total() - counted["claiming/claim"] - counted["committing/commit"]
+    rest = counted.total() - counted["claiming/claim"] - counted["committing/end"]
     assert rest < 30, counted
 
 

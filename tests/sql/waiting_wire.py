@@ -102,8 +102,8 @@ class KeptPlace:
         self.lanes = [lane]
         self.claims: list[Claim] = []
 
-    def claimed(self, row: Row) -> None:
-        self.claims.append(Claim.of(self.worker, row))
+    def claimed(self, rows: list[Row]) -> None:
+        self.claims += [Claim.of(self.worker, row) for row in rows]
 
 
 class Wire:

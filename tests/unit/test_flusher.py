@@ -29,13 +29,15 @@ class Server(Link):
 
     async def fetch(self, request: Request) -> list[Row]:
         values = dict(zip(request.statement.parameters, request.parameters, strict=True))
-        if request.statement.name != "committing/commit":
+        if request.statement.name not in ("committing/commit", "committing/end"):
             return []
         group = msgspec.json.decode(values["outcomes"])
         self.groups.append([record["id"] for record in group])
         assert len(self.groups) < 1000, "it sends the same for ever"
-        self.wakes.append(values["wake"])
-        self._fail(group, values["wake"])
+        self.wakes.append(values.get("wake", []))
+        self._fail(group, values.get("wake", []))
+        if request.statement.name == "committing/end":
+            return [("done", msgspec.json.encode([record["id"] for record in group]).decode(), 0)]
         return [(record["id"], record["rev"] + 1, None) for record in group]
 
 
@@ -68,12 +70,12 @@ class Claimed:
         self.id, self.rev = id_, 1
 
 
-async def flush(server: Server, sizes: list[int], wake: list[str] | None = None) -> Owner:
+async def flush(server: Server, sizes: list[int], wake: list[str] | None = None, op: int = END) -> Owner:
     owner = Owner(wake or [])
     flusher = Flusher(server, catalog("gen_durable"), 7, owner, Hooks(), lambda held: 60.0)
     for number, size in enumerate(sizes, 1):
         result = msgspec.Raw(b'"' + b"x" * size + b'"')
-        flusher.add(cast("Held", Claimed(number)), Record(number, 1, END, result=result))
+        flusher.add(cast("Held", Claimed(number)), Record(number, 1, op, result=result))
     running = asyncio.create_task(flusher.run())
     try:
         await asyncio.wait_for(flusher.wait_idle(), 10)
@@ -130,7 +132,7 @@ async def test_a_full_queue_of_notifications_costs_the_wake_up_alone() -> None:
             raise psycopg.errors.ProgramLimitExceeded("too many notifications in the NOTIFY queue")
 
     server = Server(full)
-    await flush(server, [1] * 6, ["default"])
+    await flush(server, [1] * 6, ["default"], BACK)
     assert server.groups == [[1, 2, 3, 4, 5, 6]] * 2
     assert server.wakes == [["default"], []]
 
@@ -144,7 +146,7 @@ async def test_what_is_refused_without_a_wake_up_too_is_an_outcomes_fault(number
             raise psycopg.errors.ProgramLimitExceeded("too large")
 
     server = Server(refuse)
-    await flush(server, [1] * 6, ["default"])
+    await flush(server, [1] * 6, ["default"], BACK)
     assert server.wakes[:2] == [["default"], []]
     assert server.groups[-1] != server.groups[0]
 

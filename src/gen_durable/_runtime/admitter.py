@@ -6,8 +6,7 @@ import asyncio
 import contextlib
 import math
 from collections.abc import Awaitable, Callable, Iterator
-
-import msgspec
+from typing import Any
 
 from gen_durable._runtime.births import Birth, Births
 from gen_durable._runtime.link import Link
@@ -24,7 +23,7 @@ MOST = 1000  # lines, and rows, of one pass
 class Admitter(Service):
     """Looks at lines when somebody has knocked at them, and when a line says that it is time.
 
-    A commit that frees something looks at those lines itself, in its own transaction: see :meth:`looking_at`.
+    A commit that frees something looks at those lines itself, in its own transaction: see :meth:`looking`.
     """
 
     name = "admitter"
@@ -77,22 +76,30 @@ class Admitter(Service):
         return max(min(self._wake_at - loop.time(), self._poll_interval), 0.0)
 
     async def _look(self, lines: list[str] | None) -> None:
-        with self.looking_at(lines) as look:
-            look.rows = await self._link.fetch(look.request)
+        with self.looking() as look:
+            look.rows = await self._link.fetch(self.request(look, lines))
         await self.let_go(look)
 
+    def request(self, look: Look, lines: list[str] | None) -> Request:
+        """A look at some lines (None: where somebody knocked)."""
+        return self._sql["limiting/admit"].bind(given=lines, **look.terms)
+
     @contextlib.contextmanager
-    def looking_at(self, lines: list[str] | None) -> Iterator[Look]:
-        """A look at some lines (None: where somebody knocked), to be sent within; then what it brings is dealt with."""
-        birth = self._births.expect_all()
-        request = self._sql["limiting/admit"].bind(
-            given=lines,
-            most=MOST,
-            worker=None if birth is None else birth.worker,
-            pools=None if birth is None else msgspec.json.encode(birth.pools).decode(),
-            report=bool(self._hooks.limit),
+    def looking(self, most: int | None = None) -> Iterator[Look]:
+        """A look at lines, to be sent within; then what it brings is dealt with.
+
+        Args:
+            most: how many slots the commit frees that it comes with: no more places than those are kept for it.
+        """
+        birth = self._births.expect_all(most)
+        look = Look(
+            {
+                "worker": None if birth is None else birth.worker,
+                "pools": None if birth is None else birth.pools(),
+                "most": MOST,
+                "report": bool(self._hooks.limit),
+            }
         )
-        look = Look(request)
         with birth or contextlib.nullcontext():
             yield look
             self._deal(look.rows, birth)
@@ -100,11 +107,12 @@ class Admitter(Service):
             look.late = birth.late
 
     def _deal(self, rows: list[Row], birth: Birth | None) -> None:
-        for what, name, *numbers in rows:
-            if what == "claim":
-                assert birth is not None
-                birth.claimed(tuple(numbers[4:]))
-            elif what == "queue":
+        claims = [row[6:] for row in rows if row[0] == "claim"]
+        if claims:
+            assert birth is not None
+            birth.claimed(claims)
+        for what, name, *numbers in (row for row in rows if row[0] not in ("claim", "done")):
+            if what == "queue":
                 self._announce(name)
             elif what == "wake":
                 self.expect(numbers[3])
@@ -125,10 +133,10 @@ class Admitter(Service):
 
 
 class Look:
-    """One look at lines: what to send, and what came of it."""
+    """One look at lines: the terms on which it is sent, and what came of it."""
 
-    def __init__(self, request: Request) -> None:
-        self.request = request
+    def __init__(self, terms: dict[str, Any]) -> None:
+        self.terms = terms  # the parameters that its statements share
         self.rows: list[Row] = []
         self.late: list[tuple[int, int]] = []  # claims for a life that is over
 

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Self
 
+import msgspec
+
 from gen_durable._runtime.claimer import Claim, Claimer
 from gen_durable._runtime.held import Held, LocalQueue
 from gen_durable._store.inserting import Born
@@ -28,16 +30,20 @@ class Birth:
     def __init__(self, births: Births, worker: int, places: dict[LocalQueue, int]) -> None:
         self.worker = worker
         self.lanes = [lane for queue in places for lane in queue.lanes]
-        self.pools = [
-            {"lane": lane, "pool": pool, "room": room}
-            for pool, (queue, room) in enumerate(places.items())
-            for lane in queue.lanes
-        ]
         self.started: set[int] = set()  # ids of the rows that the worker has taken
         self.late: list[Claim] = []  # those that came when its life was over: the caller is to release them
         self._births = births
         self._places = places
         self._timer = asyncio.get_running_loop().call_later(LONGEST_KEPT, self._give_way)
+
+    def pools(self) -> str:
+        """The places as the statements take them: a JSON list of lane, pool and room."""
+        pools = [
+            {"lane": lane, "pool": pool, "room": room}
+            for pool, (queue, room) in enumerate(self._places.items())
+            for lane in queue.lanes
+        ]
+        return msgspec.json.encode(pools).decode()
 
     def born(self, rows: list[Born]) -> None:
         """Hands new rows to the worker: they are in the table, and its claims."""
@@ -47,13 +53,13 @@ class Birth:
         else:
             self._put(self._births.take(rows))
 
-    def claimed(self, row: Row) -> None:
-        """Hands a row to the worker, as ``claim.sql`` gives it: it is its claim."""
-        self.started.add(row[0])
+    def claimed(self, rows: list[Row]) -> None:
+        """Hands rows to the worker, as ``claim.sql`` gives them: they are its claims."""
+        self.started.update(row[0] for row in rows)
         if self._births.over:
-            self.late.append((row[0], row[1]))
+            self.late += [(row[0], row[1]) for row in rows]
         else:
-            self._put(self._births.take_claimed(row))
+            self._put(self._births.take_claimed(rows))
 
     def _put(self, got: dict[LocalQueue, list[Held]]) -> None:
         for queue, batch in got.items():
@@ -126,8 +132,8 @@ class Births:
         places = {queue: 1 for queue in self._queues if queue.lanes and _has_room(queue, 1)}
         return self._begin(places) if places else None
 
-    def expect_all(self) -> Birth | None:
-        """Keeps every place there is, for rows that their limits let go; None where there is none.
+    def expect_all(self, most: int | None = None) -> Birth | None:
+        """Keeps every place there is (``most``: of a queue), for rows that their limits let go; None where there is none.
 
         Rows whose turn in a line has come go on beside what is just announced or claimed (of which there is little, or
         else the last claim had come back full), and leave it half of the places: if they waited for its claim, they
@@ -140,7 +146,8 @@ class Births:
             calm = queue.empty and not self._claimer.claiming
             if queue.lanes and _is_open(queue) and not queue.backlog and (calm or not queue.punctual):
                 free = queue.concurrency - queue.load
-                places[queue] = free if calm else free // 2
+                free = free if calm else free // 2
+                places[queue] = free if most is None else min(free, most)
         places = {queue: count for queue, count in places.items() if count > 0}
         return self._begin(places) if places else None
 
@@ -181,9 +188,9 @@ class Births:
         self._changed()
         return got
 
-    def take_claimed(self, row: Row) -> dict[LocalQueue, list[Held]]:
-        """Makes a claim of a row."""
-        got = self._claimer.deal([row], time.monotonic(), [])
+    def take_claimed(self, rows: list[Row]) -> dict[LocalQueue, list[Held]]:
+        """Makes claims of rows."""
+        got = self._claimer.deal(rows, time.monotonic(), [])
         self._changed()
         return got
 

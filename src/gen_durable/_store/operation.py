@@ -39,6 +39,7 @@ T = TypeVar("T")
 
 _WALL_CLOCK = "statement_timestamp()"
 _PARAMETER = re.compile(r"%\((\w+)\)s")
+_PART = re.compile(r"^\{part (\w+)\}$", re.MULTILINE)
 _SCHEMA_NAME = re.compile(r"[a-z_][a-z0-9_]{0,49}\Z")
 
 
@@ -122,8 +123,9 @@ def render(text: str, schema: str, *, test_clock: bool = False) -> str:
     return text
 
 
-def _compile(name: str, source: str, schema: str, test_clock: bool) -> Statement:
-    body = "\n".join(line for line in source.splitlines() if not line.lstrip().startswith("--"))
+def _compile(name: str, source: str, schema: str, test_clock: bool, parts: Mapping[str, str]) -> Statement:
+    whole = _PART.sub(lambda match: parts[match[1]], source)
+    body = "\n".join(line for line in whole.splitlines() if not line.lstrip().startswith("--"))
     names: list[str] = []
 
     def place(match: re.Match[str]) -> str:
@@ -143,10 +145,12 @@ def catalog(schema: str, *, test_clock: bool = False) -> Catalog:
         ConfigurationError: when the schema's name can't be used.
     """
     root = files("gen_durable._store") / "sql"
+    # What several statements share stands in a file of its own, and in a statement as "{part name}".
+    parts = {file.name[:-4]: file.read_text("utf-8").rstrip() for file in (root / "_parts").iterdir()}
     return {
-        (name := f"{area.name}/{file.name[:-4]}"): _compile(name, file.read_text("utf-8"), schema, test_clock)
+        (name := f"{area.name}/{file.name[:-4]}"): _compile(name, file.read_text("utf-8"), schema, test_clock, parts)
         for area in sorted(root.iterdir(), key=lambda entry: entry.name)
-        if area.is_dir()
+        if area.is_dir() and area.name != "_parts"
         for file in sorted(area.iterdir(), key=lambda entry: entry.name)
         if file.name.endswith(".sql")
     }

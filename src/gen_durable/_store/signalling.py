@@ -29,8 +29,8 @@ class Place(Protocol):
     worker: int
     lanes: list[int]
 
-    def claimed(self, row: Row) -> None:
-        """A row that is the worker's now, as ``claim.sql`` gives it."""
+    def claimed(self, rows: list[Row]) -> None:
+        """Rows that are the worker's now, as ``claim.sql`` gives them."""
 
 
 class Delivery(NamedTuple):
@@ -73,7 +73,7 @@ def deliver(
     id_, queue, fresh, woken, told, knocked, *claim = rows[0]
     claimed = claim[0] is not None
     if claimed and place is not None:
-        place.claimed(tuple(claim))
+        place.claimed([tuple(claim)])
     return Delivery(id_, queue, fresh, woken and not claimed, bool(told), knocked=knocked)
 
 

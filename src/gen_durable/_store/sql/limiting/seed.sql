@@ -20,6 +20,6 @@ WHERE NOT EXISTS (
 ORDER BY g.kind, g.name
 ON CONFLICT (kind, name) DO UPDATE
 SET amount = EXCLUDED.amount, per = EXCLUDED.per, burst = EXCLUDED.burst, configured = EXCLUDED.configured,
-    changed_at = EXCLUDED.changed_at
+    changed_at = EXCLUDED.changed_at, lowered = c.lowered OR EXCLUDED.amount < coalesce(c.amount, 1)
 WHERE c.configured IS DISTINCT FROM EXCLUDED.configured
 RETURNING c.kind, c.name

@@ -8,6 +8,7 @@
 INSERT INTO {schema}.limits AS c (kind, name, amount, per, burst, changed_at)
 VALUES (%(kind)s::text, %(name)s::text, %(amount)s::float8, %(per)s::float8, %(burst)s::float8, {clock})
 ON CONFLICT (kind, name) DO UPDATE
-SET amount = EXCLUDED.amount, per = EXCLUDED.per, burst = EXCLUDED.burst, changed_at = EXCLUDED.changed_at
+SET amount = EXCLUDED.amount, per = EXCLUDED.per, burst = EXCLUDED.burst, changed_at = EXCLUDED.changed_at,
+    lowered = c.lowered OR EXCLUDED.amount < coalesce(c.amount, 1)
 WHERE (c.amount, c.per, c.burst) IS DISTINCT FROM (EXCLUDED.amount, EXCLUDED.per, EXCLUDED.burst)
 RETURNING c.kind

@@ -6,6 +6,6 @@
 -- Guard: the row stays, without an amount, for what the configuration said: a start which says it again undoes nothing.
 -- Answer: a row, when there was one.
 UPDATE {schema}.limits c
-SET amount = NULL, changed_at = {clock}
+SET amount = NULL, changed_at = {clock}, lowered = c.lowered OR c.amount > 1
 WHERE c.kind = %(kind)s::text AND c.name = %(name)s::text AND c.kind <> 'rate' AND c.amount IS NOT NULL
 RETURNING c.kind
