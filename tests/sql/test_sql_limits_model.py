@@ -257,6 +257,38 @@ class Limited(RuleBasedStateMachine):
             self.admit(self.model, freed, places, locked=locked, held=held)
         self.ask("COMMIT")
 
+    @precondition(lambda self: self.executing())
+    @rule(data=st.data(), places=st.sampled_from([None, 0, 1, 3]))
+    def end(self, data: st.DataObject, places: int | None) -> None:
+        """R21, R22: outcomes that only end rows hand their slots on, and look where nothing can follow at once."""
+        self.end_some(data, places)
+
+    def end_some(
+        self,
+        data: st.DataObject,
+        places: int | None,
+        locked: Collection[int] = (),
+    ) -> None:
+        ready = [row for row in self.executing() if row.id not in locked]
+        worker = data.draw(st.sampled_from(sorted({row.worker for row in ready if row.worker})))
+        rows = self.some(data, [row for row in ready if row.worker == worker])
+        batch = [Record(row.id, row.rev, END, keep=3600.0, took=0.25) for row in rows]
+        kept = None if places is None else encode([{"lane": self.lane, "pool": 0, "room": places}])
+        outcomes = encode_records(batch).decode()
+        found = self.run(
+            self.stage.run("committing/end", worker=worker, outcomes=outcomes, pools=kept, most=1000, report=False)
+        )
+        (done,) = (row for row in found if row[0] == "done")
+        assert sorted(msgspec.json.decode(done[1])) == [row.id for row in rows]
+        for row, record in zip(rows, batch, strict=True):
+            self.apply(row, record)
+        freed = {row.gate for row in rows if row.gate is not None}
+        came = self.model.looked(self.dump(), freed, locked)
+        direct = [row for row in came if row.status == Status.EXECUTING]
+        assert sorted(row[6] for row in found if row[0] == "claim") == sorted(row.id for row in direct)
+        assert all(row.worker == worker for row in direct)
+        assert len(direct) == min(places or 0, sum(not row.crashes for row in came))
+
     def send(
         self, model: LimitsModel, worker: int, batch: list[Record], *, look: bool, on: Connection | None = None
     ) -> list[str]:
@@ -382,7 +414,10 @@ class Limited(RuleBasedStateMachine):
             kinds += [self.ending, self.ending]
         locked, held = data.draw(st.sampled_from(kinds))(data, theirs)
         if any(row.id not in locked for row in self.executing()) and data.draw(st.booleans()):
-            self.commit_some(data, True, places, locked, held)
+            if data.draw(st.booleans()):
+                self.end_some(data, places, locked)
+            else:
+                self.commit_some(data, True, places, locked, held)
         else:
             self.admit(self.model, given, places, locked=locked, held=held)
         self.ask("COMMIT" if keep else "ROLLBACK", on=self.other)
