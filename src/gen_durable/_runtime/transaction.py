@@ -22,6 +22,8 @@ from gen_durable._store.transaction import (
     StepConnectionSync,
     begin,
     begin_sync,
+    commit,
+    commit_sync,
     run,
     run_sync,
     steady,
@@ -113,6 +115,11 @@ class Transaction:
     async def _commit(self) -> None:
         raise NotImplementedError
 
+    async def _commit_all(self, requests: list[Request]) -> list[list[Row]]:
+        answers = [await self._run(request) for request in requests]
+        await self._commit()
+        return answers
+
     async def undo(self) -> None:
         """Rolls back; the connection goes back, or is closed where that is not to be had."""
         raise NotImplementedError
@@ -144,10 +151,7 @@ class Transaction:
     async def at_once(self, requests: list[Request]) -> list[list[Row]]:
         """Runs statements and commits; raises as :meth:`fetch`."""
         with self._breaking():
-            await self._run(steady(self.home.sql))
-            answers = [await self._run(request) for request in requests]
-            await self._commit()
-        return answers
+            return (await self._commit_all([steady(self.home.sql), *requests]))[1:]
 
     async def together(self, operation: Operation[T]) -> T:
         """Runs an operation and commits; raises as :meth:`fetch`."""
@@ -204,6 +208,10 @@ class LoopTransaction(Transaction):
     async def _commit(self) -> None:
         with self.watched(self._connection):
             await run(self._connection, COMMIT)
+
+    async def _commit_all(self, requests: list[Request]) -> list[list[Row]]:
+        with self.watched(self._connection):
+            return await commit(self._connection, requests)
 
     async def undo(self) -> None:
         """Rolls back."""
@@ -285,6 +293,9 @@ class BlockingTransaction(Transaction):
 
     async def _commit(self) -> None:
         await self._in_thread(lambda: run_sync(self._connection, COMMIT))
+
+    async def _commit_all(self, requests: list[Request]) -> list[list[Row]]:
+        return await self._in_thread(lambda: commit_sync(self._connection, requests))
 
     async def undo(self) -> None:
         """Rolls back, unless the function still runs."""

@@ -101,8 +101,8 @@ class Transactions:
         name = f"gen_durable {self._settings.name} step"
         async with asyncio.timeout(self.deadline + 10.0):
             if is_async:
-                return await open_step(self._url, name, self.idle)
-            open_one = lambda: open_step_sync(self._url, name, self.idle)  # noqa: E731
+                return await open_step(self._url, name, self.sql, self.idle)
+            open_one = lambda: open_step_sync(self._url, name, self.sql, self.idle)  # noqa: E731
             return await asyncio.get_running_loop().run_in_executor(self.threads, open_one)
 
     @staticmethod

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 import time
+from collections.abc import Callable
 
 from gen_durable._runtime.committer import Committer, Entry, Settled, fence
 from gen_durable._runtime.held import Held
@@ -24,6 +25,7 @@ FIRST_PAUSE = 0.01
 LONGEST_PAUSE = 1.0
 
 _CONFLICTS = ("40001", "40P01")
+_FORGOTTEN = "26000"  # a step has discarded what its session had prepared
 # What is full or shut, for a while: locks that can't be had, memory, disk, the queue of notifications.
 _TROUBLE = ("53", "55", "57", "58")
 
@@ -44,25 +46,30 @@ def pause_before(held: Held) -> float:
     return min(FIRST_PAUSE * 4.0 ** (held.reruns - 1), LONGEST_PAUSE) * (0.5 + random.random())
 
 
+def _is_passing(state: str) -> bool:
+    return state in (*_CONFLICTS, _FORGOTTEN) or state[:2] in _TROUBLE
+
+
 class Transactor:
     """A commit is a task of its own, which no cancel of the step's executor reaches: it comes to its end."""
 
-    def __init__(self, committer: Committer, settled: Settled) -> None:
+    def __init__(self, committer: Committer, settled: Settled, on_crash: Callable[[BaseException], None]) -> None:
         self._committer = committer
         self._settled = settled
+        self._on_crash = on_crash
         self._tasks: set[asyncio.Task[None]] = set()
-
-    @property
-    def busy(self) -> bool:
-        """Whether commits are under way."""
-        return bool(self._tasks)
 
     def add(self, held: Held, record: Record, transaction: Transaction) -> None:
         """Takes an outcome, and the transaction that is to hold it: its step's code has ended."""
         record.mark = str(transaction.mark)
         task = asyncio.create_task(self._commit((held, record), transaction), name="gen_durable transaction")
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._on_crash(error)
 
     async def wait_idle(self) -> None:
         """Waits until everything that was added is committed, or given up."""
@@ -90,7 +97,7 @@ class Transactor:
             await transaction.discard()
             await self._unanswered(entry, error, started)
         except Exception as error:  # noqa: BLE001  # of the user's deferred constraints, or of a session's hooks
-            await transaction.undo()
+            await (transaction.discard() if state_of(error) == _FORGOTTEN else transaction.undo())
             await self._failed(entry, error, bool(wake), started)
         else:
             transaction.done()
@@ -126,7 +133,7 @@ class Transactor:
                 f"step {held.step!r} has ended its transaction and begun another: what it did before may be committed "
                 "without its outcome, so it is not run again; leave the end of the transaction to the engine"
             ))  # fmt: skip
-        elif held.reruns < RERUNS and (state in _CONFLICTS or state[:2] in _TROUBLE or (woke and state == "54000")):
+        elif held.reruns < RERUNS and (_is_passing(state) or (woke and state == "54000")):
             self._again(held, error)
         else:
             self._settled.refused(held, error)

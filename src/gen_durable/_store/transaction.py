@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 import select
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import psycopg
 from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor
-from psycopg.pq import TransactionStatus
+from psycopg.pq import Escaping, TransactionStatus
 from psycopg.rows import tuple_row
+from psycopg.sql import Literal
 
-from gen_durable._store.connection import _STEADY as ENGINE_STEADY
 from gen_durable._store.connection import _arguments
 from gen_durable._store.operation import Catalog, Request, Row
 from gen_durable.errors import TransactionEnded
@@ -25,6 +26,8 @@ __all__ = [
     "StepConnectionSync",
     "begin",
     "begin_sync",
+    "commit",
+    "commit_sync",
     "is_idle",
     "milliseconds",
     "open_step",
@@ -43,9 +46,6 @@ _BOUNDS = {
     "tcp_keepalives_count": "3",
     "tcp_user_timeout": "10s",
 }
-# From here on the step's code is over. Not the search path: a deferred trigger of the user's may need it.
-_STEADY = {name: value for name, value in ENGINE_STEADY.items() if name != "search_path"} | {"lock_timeout": "10s"}
-_NAMES, _VALUES = list(_STEADY), list(_STEADY.values())
 _PREPARE_AFTER = 5  # psycopg's own default, for the step's statements
 
 _ENDS = re.compile(
@@ -90,6 +90,7 @@ class StepConnection(AsyncConnection[Any]):
     """What an async step gets as ``ctx.conn``."""
 
     own_session = True  # of the server's, not of a pooler's
+    prepared: set[str]  # statements of ours that its session has
 
     async def commit(self) -> None:
         """Refused: the engine commits."""
@@ -118,6 +119,7 @@ class StepConnectionSync(Connection[Any]):
     """What a plain function gets as ``ctx.conn``."""
 
     own_session = True
+    prepared: set[str]
 
     def commit(self) -> None:
         """Refused: the engine commits."""
@@ -142,21 +144,17 @@ class StepConnectionSync(Connection[Any]):
         self.prepare_threshold = _PREPARE_AFTER if self.own_session else None
 
 
-def _bounds(idle: float) -> tuple[list[str], list[str]]:
-    given = {**_BOUNDS, "idle_in_transaction_session_timeout": milliseconds(idle)}
-    return list(given), list(given.values())
-
-
 def milliseconds(seconds: float) -> str:
     """Seconds as a setting of Postgres in milliseconds: 1 at least, as 0 means for ever."""
     return str(max(1, min(round(seconds * 1000), 2**31 - 1)))
 
 
-_PID = b"SELECT pg_backend_pid()"
-_SET = b"SELECT set_config(name, value, false) FROM unnest(%s::text[], %s::text[]) AS s (name, value)"
+def _setting_up(sql: Catalog, pid: int, idle: float) -> Request:
+    given = {**_BOUNDS, "idle_in_transaction_session_timeout": milliseconds(idle)}
+    return sql["transacting/session"].bind(pid=pid, names=list(given), values=list(given.values()))
 
 
-async def open_step(url: str, application_name: str, idle: float) -> StepConnection:
+async def open_step(url: str, application_name: str, sql: Catalog, idle: float) -> StepConnection:
     """A connection for async steps; ``idle`` seconds may pass between two statements of a transaction.
 
     Raises:
@@ -166,17 +164,17 @@ async def open_step(url: str, application_name: str, idle: float) -> StepConnect
         **_arguments(url, application_name), autocommit=True, prepare_threshold=None
     )
     try:
-        row = await (await connection.execute(_PID)).fetchone()
-        connection.own_session = row is not None and row[0] == connection.info.backend_pid
-        if connection.own_session:
-            await connection.execute(_SET, _bounds(idle))
+        connection.prepared = set()
+        connection.own_session = False  # nothing is prepared until that is known
+        rows = await run(connection, _setting_up(sql, connection.info.backend_pid, idle))
+        connection.own_session = rows[0][0]
     except BaseException:
         await connection.discard()
         raise
     return connection
 
 
-def open_step_sync(url: str, application_name: str, idle: float) -> StepConnectionSync:
+def open_step_sync(url: str, application_name: str, sql: Catalog, idle: float) -> StepConnectionSync:
     """The blocking twin, for plain functions.
 
     Raises:
@@ -186,10 +184,10 @@ def open_step_sync(url: str, application_name: str, idle: float) -> StepConnecti
         **_arguments(url, application_name), autocommit=True, prepare_threshold=None
     )
     try:
-        row = connection.execute(_PID).fetchone()
-        connection.own_session = row is not None and row[0] == connection.info.backend_pid
-        if connection.own_session:
-            connection.execute(_SET, _bounds(idle))
+        connection.prepared = set()
+        connection.own_session = False
+        rows = run_sync(connection, _setting_up(sql, connection.info.backend_pid, idle))
+        connection.own_session = rows[0][0]
     except BaseException:
         connection.discard()
         raise
@@ -230,7 +228,75 @@ def begin_sync(connection: StepConnectionSync, mark: int, idle: float) -> None:
 
 def steady(sql: Catalog) -> Request:
     """What comes before our own statements."""
-    return sql["transacting/steady"].bind(names=_NAMES, values=_VALUES)
+    return sql["transacting/steady"].bind()
+
+
+# Our statements and the COMMIT go in one message of the simple protocol, whose statements are skipped after one that
+# fails. A pipeline would be the same, and costs the client three times as much for a handful of statements.
+
+
+def _unprepared(connection: StepConnection | StepConnectionSync, requests: list[Request]) -> bytes:
+    """What prepares the statements that this session does not have yet."""
+    texts = []
+    for request in requests:
+        name, text = request.statement.name, request.statement.text
+        if name not in connection.prepared:
+            texts.append(b'PREPARE "%b" AS %b' % (name.encode(), text))
+    return b";".join(texts)
+
+
+def _literal(value: Any, escape: Callable[[bytes], Any]) -> bytes:
+    if isinstance(value, str):
+        return bytes(escape(value.encode()))
+    if type(value) is int:
+        return b"%d" % value
+    return b"'{}'" if value == [] else Literal(value).as_bytes(None)
+
+
+def _script(connection: StepConnection | StepConnectionSync, requests: list[Request]) -> bytes:
+    """Executes prepared statements and commits."""
+    escape = Escaping(connection.pgconn).escape_literal
+    words = []
+    for request in requests:
+        values = b", ".join([_literal(value, escape) for value in request.parameters])
+        words.append(b'EXECUTE "%b"%b' % (request.statement.name.encode(), b"(%b)" % values if values else b""))
+    return b";".join([*words, COMMIT])
+
+
+async def commit(connection: StepConnection, requests: list[Request]) -> list[list[Row]]:
+    """Runs statements of ours and commits, in one round trip where the session is the client's own."""
+    if not connection.own_session:
+        answers = [await run(connection, request) for request in requests]
+        await run(connection, COMMIT)
+        return answers
+    if missing := _unprepared(connection, requests):
+        await run(connection, missing)
+        connection.prepared.update(request.statement.name for request in requests)
+    cursor = AsyncCursor(connection, row_factory=tuple_row)
+    await cursor.execute(_script(connection, requests), prepare=False)
+    answers = []
+    for _ in requests:
+        answers.append(await cursor.fetchall() if cursor.description else [])
+        cursor.nextset()
+    return answers
+
+
+def commit_sync(connection: StepConnectionSync, requests: list[Request]) -> list[list[Row]]:
+    """The blocking twin."""
+    if not connection.own_session:
+        answers = [run_sync(connection, request) for request in requests]
+        run_sync(connection, COMMIT)
+        return answers
+    if missing := _unprepared(connection, requests):
+        run_sync(connection, missing)
+        connection.prepared.update(request.statement.name for request in requests)
+    cursor = Cursor(connection, row_factory=tuple_row)
+    cursor.execute(_script(connection, requests), prepare=False)
+    answers = []
+    for _ in requests:
+        answers.append(cursor.fetchall() if cursor.description else [])
+        cursor.nextset()
+    return answers
 
 
 async def run(connection: StepConnection, request: Request | bytes) -> list[Row]:
