@@ -17,7 +17,7 @@ from gen_durable._store.inserting import insert_all
 from gen_durable._store.operation import Catalog, Operation, Request, Row
 from gen_durable.errors import DuplicateInstance
 from gen_durable.events import CommitEvent, Hooks, StaleEvent, emit
-from gen_durable.status import Status
+from gen_durable.status import Status, TransitionKind
 
 __all__ = ["LONGEST_PAUSE", "Channel", "Committer", "Entry", "Fence", "Settled", "fence", "locked_first"]
 
@@ -104,7 +104,7 @@ class Committer:
             LinkDown, psycopg.Error: as the channel does.
         """
         freed = sorted({held.gate for held, record in batch if held.gate is not None and _frees(record)})
-        request = self._sql["committing/commit"].bind(
+        request = self._alone(*batch[0]) or self._sql["committing/commit"].bind(
             worker=self._worker,
             outcomes=encode_records([record for _, record in batch]).decode(),
             first=msgspec.json.encode(locked_first(batch)).decode(),
@@ -128,6 +128,24 @@ class Committer:
         if any(rev == KNOCKED for _, rev, _ in rows):
             self._settled.knocked()
         return {(id_, rev - 1) for id_, rev, _ in rows if rev >= 0}
+
+    def _alone(self, held: Held, record: Record) -> Request | None:
+        """The small statement for an outcome that goes alone and needs no more; None: it is ``commit.sql``'s."""
+        if record.mark is None or held.parent_id is not None or held.waits is not None or record.limits:
+            return None
+        given = {
+            "id": held.id, "rev": held.rev, "worker": self._worker, "mark": record.mark, "state": _text(record.state),
+            "ran": record.ran, "tried": record.tried, "took": record.took,
+        }  # fmt: skip
+        if record.op == ON:
+            error = None if record.error is None else msgspec.json.encode(record.error).decode()
+            return self._sql["committing/go_on_alone"].bind(
+                **given, step=record.step, error=error, kind=record.kind, history=record.history
+            )
+        plain = record.kind == TransitionKind.DONE and record.error is None and record.history == 1
+        if record.op == END and plain and held.key is None:
+            return self._sql["committing/end_alone"].bind(**given, result=_text(record.result), keep=record.keep)
+        return None
 
     async def _all(
         self, channel: Channel, request: Request, batch: list[Entry], more: Request
@@ -227,6 +245,10 @@ class Committer:
             )
             if self._hooks.stale:
                 emit(self._hooks.stale, StaleEvent(id=held.id, machine=held.spec.name, step=held.step))
+
+
+def _text(raw: msgspec.Raw | None) -> str | None:
+    return None if raw is None else bytes(raw).decode()
 
 
 def _frees(record: Record) -> bool:

@@ -248,8 +248,10 @@ def _unprepared(connection: StepConnection | StepConnectionSync, requests: list[
 def _literal(value: Any, escape: Callable[[bytes], Any]) -> bytes:
     if isinstance(value, str):
         return bytes(escape(value.encode()))
-    if type(value) is int:
-        return b"%d" % value
+    if value is None:
+        return b"NULL"
+    if type(value) in (int, float):
+        return repr(value).encode()
     return b"'{}'" if value == [] else Literal(value).as_bytes(None)
 
 
@@ -261,6 +263,11 @@ def _script(connection: StepConnection | StepConnectionSync, requests: list[Requ
         values = b", ".join([_literal(value, escape) for value in request.parameters])
         words.append(b'EXECUTE "%b"%b' % (request.statement.name.encode(), b"(%b)" % values if values else b""))
     return b";".join([*words, COMMIT])
+
+
+def _has_rows(cursor: Any) -> bool:
+    """What the description would tell, which is made anew at each look."""
+    return cursor.pgresult is not None and cursor.pgresult.nfields > 0
 
 
 async def commit(connection: StepConnection, requests: list[Request]) -> list[list[Row]]:
@@ -276,7 +283,7 @@ async def commit(connection: StepConnection, requests: list[Request]) -> list[li
     await cursor.execute(_script(connection, requests), prepare=False)
     answers = []
     for _ in requests:
-        answers.append(await cursor.fetchall() if cursor.description else [])
+        answers.append(await cursor.fetchall() if _has_rows(cursor) else [])
         cursor.nextset()
     return answers
 
@@ -294,7 +301,7 @@ def commit_sync(connection: StepConnectionSync, requests: list[Request]) -> list
     cursor.execute(_script(connection, requests), prepare=False)
     answers = []
     for _ in requests:
-        answers.append(cursor.fetchall() if cursor.description else [])
+        answers.append(cursor.fetchall() if _has_rows(cursor) else [])
         cursor.nextset()
     return answers
 
