@@ -269,6 +269,10 @@ def _declare(func: FunctionType, options: dict[str, Any]) -> JobFunction[..., ..
     signature = inspect.signature(func)
     hints = resolve(owner, {k: v for k, v in func.__annotations__.items() if k != "return"}, func.__module__, {})
     ctx_param = _context_parameter(owner, signature, hints)
+    if options["transactional"] and ctx_param is None:
+        raise DefinitionError(
+            f"{owner} is transactional, but has no parameter annotated Context: give it one, for ctx.conn"
+        )
     parameters = [
         p.replace(annotation=hints.get(p.name, p.empty)) for p in signature.parameters.values() if p.name != ctx_param
     ]
