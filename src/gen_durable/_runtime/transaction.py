@@ -35,6 +35,7 @@ __all__ = ["BlockingTransaction", "Home", "LoopTransaction", "Transaction", "sta
 
 T = TypeVar("T")
 
+_NO_SESSION = "ctx.session: the engine has no sessionmaker= for {}: give it SQLAlchemy's {}"
 OVER = "its run is over, and the transaction with it"
 
 
@@ -186,6 +187,7 @@ class LoopTransaction(Transaction):
     def __init__(self, home: Home, mark: int, connection: StepConnection) -> None:
         super().__init__(home, mark)
         self.conn = self._connection = connection
+        self.session = _NO_SESSION.format("async steps", "async_sessionmaker")
 
     async def begin(self) -> None:
         """Begins it, in one round trip."""
@@ -248,6 +250,7 @@ class BlockingTransaction(Transaction):
     def __init__(self, home: Home, mark: int, connection: StepConnectionSync) -> None:
         super().__init__(home, mark)
         self.conn = self._connection = connection
+        self.session = _NO_SESSION.format("plain functions", "sessionmaker")
         self._lock = threading.Lock()
         self._running = self._given_up = False
 
