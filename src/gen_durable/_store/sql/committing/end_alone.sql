@@ -42,4 +42,4 @@ UNION ALL
 SELECT CASE WHEN e.id IS NULL THEN ('claim lost: ' || o.id)::bigint ELSE ('mark lost: ' || o.id)::bigint END, -4, NULL
 FROM o
 LEFT JOIN ended e ON e.id = o.id
-WHERE e.id IS NULL OR coalesce(current_setting('gen_durable.step', true), '') <> o.mark
+WHERE o.mark IS NOT NULL AND (e.id IS NULL OR coalesce(current_setting('gen_durable.step', true), '') <> o.mark)

@@ -31,4 +31,4 @@ UNION ALL
 SELECT CASE WHEN w.id IS NULL THEN ('claim lost: ' || o.id)::bigint ELSE ('mark lost: ' || o.id)::bigint END, -4, NULL
 FROM o
 LEFT JOIN went_on w ON w.id = o.id
-WHERE w.id IS NULL OR coalesce(current_setting('gen_durable.step', true), '') <> o.mark
+WHERE o.mark IS NOT NULL AND (w.id IS NULL OR coalesce(current_setting('gen_durable.step', true), '') <> o.mark)
