@@ -14,7 +14,7 @@ from gen_durable.limits import Rate, check_limit_name, name_of_line, rate_line, 
 from gen_durable.machine import MachineSpec, spec_of
 from gen_durable.schedule import Schedule
 
-__all__ = ["LONGEST_POLL", "Settings", "check_rates", "database_url_from_environment"]
+__all__ = ["LONGEST_POLL", "Settings", "check_rates", "check_sessionmaker", "database_url_from_environment"]
 
 LARGEST_STATE = 268_435_455  # bytes of one jsonb value
 LONGEST_POLL = 60.0  # an insert wakes timers for what is due sooner than any worker would look by itself
@@ -54,6 +54,9 @@ class Settings:
     prefetch: int = 500
     threads: int = 64
     pool_size: int = 4
+    sessionmaker: Any = field(default=None, repr=False)
+    transaction_pool_size: int = 20
+    transaction_idle_timeout: float = 60.0
 
     def __post_init__(self) -> None:
         put = object.__setattr__
@@ -68,7 +71,7 @@ class Settings:
         put(self, "retention", _seconds("retention", self.retention, least=0, endless=True))
         for name in ("drain_timeout",):
             put(self, name, _seconds(name, getattr(self, name), least=0))
-        for name in ("lease", "heartbeat", "poll_interval", "statement_timeout"):
+        for name in ("lease", "heartbeat", "poll_interval", "statement_timeout", "transaction_idle_timeout"):
             put(self, name, _seconds(name, getattr(self, name), least=0.01))
         if self.poll_interval > LONGEST_POLL:
             raise ConfigurationError(f"poll_interval={self.poll_interval:g} s: use at most {LONGEST_POLL:g} seconds")
@@ -83,6 +86,7 @@ class Settings:
             ("prefetch", 0),
             ("threads", 1),
             ("pool_size", 1),
+            ("transaction_pool_size", 1),
         ):
             most = LARGEST_STATE if name == "max_state_bytes" else 2**31 - 1
             _integer(name, getattr(self, name), least, most)
@@ -91,8 +95,16 @@ class Settings:
         check_name(self.name, f"name={self.name!r}: an engine's name", error=ConfigurationError)
         if not isinstance(self.run_ahead, bool):
             raise ConfigurationError(f"run_ahead={self.run_ahead!r}: use True or False")
+        check_sessionmaker(self.sessionmaker)
         if self.embedded is not None and not isinstance(self.embedded, bool):
             raise ConfigurationError(f"embedded={self.embedded!r}: use True, False or None")
+
+    @property
+    def transactional(self) -> tuple[str, ...]:
+        """The transactional steps of its machines."""
+        return tuple(
+            f"{spec.name}.{step.name}" for spec in self.machines for step in spec.steps.values() if step.transactional
+        )
 
     @property
     def rate_names(self) -> tuple[str, ...]:
@@ -122,6 +134,25 @@ def _declared_rates(machines: Iterable[MachineSpec]) -> Iterator[tuple[str, str,
             if step.rate_limit is not None and not callable(step.rate_limit):
                 line = rate_line(step.rate_limit, "rate_limit")
                 yield f"{spec.name}.{step.name}", name_of_line(line), step.weight if isinstance(step.weight, int) else 1
+
+
+def check_sessionmaker(given: Any) -> Literal["async", "sync"] | None:
+    """Which kind of steps a ``sessionmaker`` is for; None: there is none. SQLAlchemy itself need not be there.
+
+    Raises:
+        ConfigurationError: it is something else.
+    """
+    if given is None:
+        return None
+    names = {kind.__name__ for kind in type(given).__mro__ if kind.__module__.partition(".")[0] == "sqlalchemy"}
+    if "async_sessionmaker" in names:
+        return "async"
+    if "sessionmaker" in names:
+        return "sync"
+    raise ConfigurationError(
+        f"sessionmaker={type(given).__name__}: give SQLAlchemy's async_sessionmaker(engine) for async steps, "
+        "or sessionmaker(engine) for plain functions"
+    )
 
 
 def _specs(machines: Any) -> tuple[MachineSpec, ...]:

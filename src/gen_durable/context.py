@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NoReturn
+
+from gen_durable.errors import TransactionError
 
 __all__ = ["ChildResult", "Context", "Signal"]
 
@@ -48,7 +50,50 @@ class ChildResult:
     error: dict[str, Any] | None
 
 
-class Context:
+class _Transactional:
+    """What only a transactional step has: its transaction, as a connection and perhaps as a session."""
+
+    __slots__ = ("_conn", "_session")
+
+    step: str
+    _conn: Any
+    _session: Any
+
+    @property
+    def conn(self) -> Any:
+        """The connection of a transactional step, inside an open transaction that the step's outcome commits.
+
+        A psycopg ``AsyncConnection`` in an ``async def`` step, a blocking psycopg ``Connection`` in a plain one.
+
+        Raises:
+            TransactionError: the step is not transactional, or its run is over, or there is only ``session``.
+        """
+        if self._conn is None:
+            self._refuse("conn")
+        if isinstance(self._conn, str):
+            raise TransactionError(self._conn)
+        return self._conn
+
+    @property
+    def session(self) -> Any:
+        """The SQLAlchemy session of a transactional step, where the engine was given a ``sessionmaker``.
+
+        Raises:
+            TransactionError: there is none, or the run is over.
+        """
+        if self._session is None:
+            self._refuse("session")
+        if isinstance(self._session, str):
+            raise TransactionError(self._session)
+        return self._session
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise TransactionError(
+            f"ctx.{what}: step {self.step!r} is not transactional; declare it @step(transactional=True)"
+        )
+
+
+class Context(_Transactional):
     """The second argument of a step: which instance runs, where, and how often it was tried.
 
     A job function gets it through a parameter annotated ``Context``. It is a fresh object for each run.
@@ -72,6 +117,8 @@ class Context:
         timed_out: whether it was woken by its timeout: of an ``Await``, and no signal that is new has come; of a
             ``Spawn``, and the join had not opened.
         children: the children of the ``Spawn`` that it waited for, in the order given; empty otherwise.
+
+    A transactional step has ``conn``, and perhaps ``session``, besides.
     """
 
     __slots__ = (
@@ -114,6 +161,8 @@ class Context:
         inbox: Sequence[Signal] = (),
         timed_out: bool = False,
         children: Sequence[ChildResult] = (),
+        conn: Any = None,
+        session: Any = None,
     ) -> None:
         self.id = id
         self.key = key
@@ -132,6 +181,8 @@ class Context:
         self.inbox = list(inbox)
         self.timed_out = timed_out
         self.children = list(children)
+        self._conn = conn
+        self._session = session
 
     def __repr__(self) -> str:
         return f"<Context of {self.machine} {self.id} at {self.step!r}, attempt {self.attempt}>"

@@ -76,6 +76,11 @@ class Engine(Client):
     prefetch            500                        How many rows a queue holds at most beyond those that run
     threads             64                         Threads for steps that are plain functions
     pool_size           4                          Connections of the client, besides the worker's four
+    sessionmaker        None                       SQLAlchemy's, for the ``ctx.session`` of transactional steps
+    transaction_pool_   20                         Connections for transactional steps, and so how many of them
+    size                                           run at once
+    transaction_idle_   60                         Seconds between two statements of a transactional step after
+    timeout                                        which the server ends its transaction
     ==================  =========================  ==============================================================
 
     Durations are seconds or a timedelta.
@@ -111,6 +116,9 @@ class Engine(Client):
         prefetch: int = 500,
         threads: int = 64,
         pool_size: int = 4,
+        sessionmaker: Any = None,
+        transaction_pool_size: int = 20,
+        transaction_idle_timeout: float | timedelta = 60.0,
     ) -> None:
         check_schema_name(schema)
         settings = Settings(
@@ -138,6 +146,9 @@ class Engine(Client):
             prefetch=prefetch,
             threads=threads,
             pool_size=pool_size,
+            sessionmaker=sessionmaker,
+            transaction_pool_size=transaction_pool_size,
+            transaction_idle_timeout=transaction_idle_timeout,  # type: ignore[arg-type]
         )
         super().__init__(settings)
         self._hooks = Hooks()

@@ -16,6 +16,8 @@
     ├── InstanceFailed           the awaited instance ended as failed (carries its error)
     ├── InstanceCancelled        the awaited instance was cancelled
     ├── StillRunning             the wait timed out; the instance goes on (also a TimeoutError)
+    ├── TransactionError         ctx.conn or ctx.session can't be used like this (also a RuntimeError)
+    │   └── TransactionEnded     a step has ended the transaction that is to hold its outcome
     ├── EngineStateError         used before start, after stop, or started twice
     ├── TooManySteps             a test's drain does not come to an end (names the instance and the step)
     └── DatabaseError
@@ -53,6 +55,8 @@ __all__ = [
     "StateDecodeError",
     "StillRunning",
     "TooManySteps",
+    "TransactionEnded",
+    "TransactionError",
 ]
 
 
@@ -177,6 +181,14 @@ class StillRunning(GenDurableError, TimeoutError):
         )
         self.instance_id = instance_id
         self.status = status
+
+
+class TransactionError(GenDurableError, RuntimeError):
+    """A step asked for a transaction that it does not have, or left its own in a state that can't be committed."""
+
+
+class TransactionEnded(TransactionError):
+    """A step ended the transaction that is to hold its outcome, or was about to; its instance fails at once."""
 
 
 class EngineStateError(GenDurableError, RuntimeError):

@@ -156,6 +156,7 @@ def job(
     concurrency_key: DeclaredKey = None,
     rate_limit: DeclaredKey = None,
     weight: DeclaredWeight = None,
+    transactional: bool = False,
 ) -> _Decorator: ...
 def job(
     func: Any = None,
@@ -174,6 +175,7 @@ def job(
     concurrency_key: DeclaredKey = None,
     rate_limit: DeclaredKey = None,
     weight: DeclaredWeight = None,
+    transactional: bool = False,
 ) -> Any:
     """Make a function, ``async def`` or ``def``, a job: ``@job`` or ``@job(queue="email", ...)``.
 
@@ -205,6 +207,8 @@ def job(
             which has the arguments as attributes: ``lambda self: ("crm", self.tenant)``.
         rate_limit: what each run takes tokens from: a key or a function, as above.
         weight: how many tokens: a number or a function, 1 by default.
+        transactional: True: it gets ``ctx.conn`` inside an open transaction; what it writes there and its end commit
+            together or not at all.
 
     Raises:
         DefinitionError: the function can't be a job; the message says why.
@@ -213,6 +217,7 @@ def job(
     options: dict[str, Any] = {"name": name, "version": version, "queue": queue, "priority": priority}
     options |= {"timeout": timeout, "retention": retention, "history": history, "max_crashes": max_crashes}
     options |= {"concurrency_key": concurrency_key, "rate_limit": rate_limit, "weight": weight}
+    options["transactional"] = transactional
 
     def declare(func: Any) -> JobFunction[..., ..., Any]:
         if not isinstance(func, FunctionType) or hasattr(func, STEP):
@@ -253,6 +258,7 @@ class _Call(Machine, abstract=True):
             ctx_param=ctx_param,
             rate_limit=options["rate_limit"],
             weight=options["weight"],
+            transactional=options["transactional"],
         )
         return {RUN: run}, RUN
 
@@ -263,6 +269,10 @@ def _declare(func: FunctionType, options: dict[str, Any]) -> JobFunction[..., ..
     signature = inspect.signature(func)
     hints = resolve(owner, {k: v for k, v in func.__annotations__.items() if k != "return"}, func.__module__, {})
     ctx_param = _context_parameter(owner, signature, hints)
+    if options["transactional"] and ctx_param is None:
+        raise DefinitionError(
+            f"{owner} is transactional, but has no parameter annotated Context: give it one, for ctx.conn"
+        )
     parameters = [
         p.replace(annotation=hints.get(p.name, p.empty)) for p in signature.parameters.values() if p.name != ctx_param
     ]

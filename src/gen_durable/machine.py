@@ -185,6 +185,7 @@ class Machine:
             no limit): ``lambda self: ("crm", self.tenant)``, which is asked once, when an instance is inserted.
         rate_limit: of each step that does not say otherwise, as in ``@step``.
         weight: the same.
+        transactional: True: each step that does not say otherwise runs in a transaction, as in ``@step``.
         abstract: only a base for other machines; it needs no step and can't be built.
 
     Raises:
@@ -213,12 +214,14 @@ class Machine:
         concurrency_key: DeclaredKey = _UNSET,
         rate_limit: DeclaredKey = _UNSET,
         weight: DeclaredWeight = _UNSET,
+        transactional: bool = _UNSET,
         abstract: bool = False,
     ) -> None:
         super().__init_subclass__()
         given = {"queue": queue, "priority": priority, "retention": retention, "history": history}
         given |= {"max_crashes": max_crashes, "timeout": timeout, "retry": retry, "run_ahead": run_ahead}
         given |= {"concurrency_key": concurrency_key, "rate_limit": rate_limit, "weight": weight}
+        given["transactional"] = transactional
         cls.__durable_given__ = cls.__durable_given__ | {k: v for k, v in given.items() if v is not _UNSET}
         options = _check_options(cls.__qualname__, cls.__durable_given__)
         hints, defaults = cls.__durable_fields__ = fields_of(cls)
@@ -332,9 +335,10 @@ def _check_options(owner: str, given: Mapping[str, Any]) -> dict[str, Any]:
     retention, history, crashes = (given.get(name) for name in ("retention", "history", "max_crashes"))
     if history not in (None, "off", "steps", "states"):
         raise DefinitionError(f'{owner}: history must be "off", "steps" or "states", not {history!r}')
-    run_ahead = given.get("run_ahead", True)
-    if not isinstance(run_ahead, bool):
-        raise DefinitionError(f"{owner}: run_ahead must be True or False, not {run_ahead!r}")
+    flags = {"run_ahead": given.get("run_ahead", True), "transactional": given.get("transactional", False)}
+    for option, value in flags.items():
+        if not isinstance(value, bool):
+            raise DefinitionError(f"{owner}: {option} must be True or False, not {value!r}")
     if retention is not None and retention != math.inf:
         retention = check_seconds(retention, f"{owner}: retention", error=DefinitionError)
     check_limits(given, owner)
@@ -346,7 +350,7 @@ def _check_options(owner: str, given: Mapping[str, Any]) -> dict[str, Any]:
         "max_crashes": None if crashes is None else check_count(crashes, f"{owner}: max_crashes"),
         "timeout": check_timeout(given.get("timeout"), owner),
         "retry": check_retry(given.get("retry"), owner),
-        "run_ahead": run_ahead,
+        **flags,
         **{option: given.get(option) for option in ("concurrency_key", "rate_limit", "weight")},
     }
 

@@ -45,6 +45,7 @@ class StepOptions:
     concurrency_key: DeclaredKey | Kept = KEEP
     rate_limit: DeclaredKey | Kept = KEEP
     weight: DeclaredWeight | Kept = KEEP
+    transactional: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,7 @@ class StepSpec:
         concurrency_key: its own, as it was declared; None is no limit, ``KEEP`` the instance's own key.
         rate_limit: as it was declared, or None.
         weight: the tokens that it takes there, as it was declared; None is 1.
+        transactional: it runs in a transaction of its own, and its outcome commits in that.
         limited: whether it declares a concurrency key or a rate limit.
     """
 
@@ -79,6 +81,7 @@ class StepSpec:
     concurrency_key: DeclaredKey | Kept = KEEP
     rate_limit: DeclaredKey = None
     weight: DeclaredWeight = None
+    transactional: bool = False
     limited: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
@@ -119,6 +122,7 @@ def step(
     concurrency_key: DeclaredKey | Kept = KEEP,
     rate_limit: DeclaredKey | Kept = KEEP,
     weight: DeclaredWeight | Kept = KEEP,
+    transactional: bool | None = None,
 ) -> Callable[[F], F]: ...
 def step(
     func: F | None = None,
@@ -131,6 +135,7 @@ def step(
     concurrency_key: DeclaredKey | Kept = KEEP,
     rate_limit: DeclaredKey | Kept = KEEP,
     weight: DeclaredWeight | Kept = KEEP,
+    transactional: bool | None = None,
 ) -> F | Callable[[F], F]:
     """Make a method ``(self, ctx)`` a step of its machine; ``async def`` or ``def``, with or without options.
 
@@ -148,6 +153,8 @@ def step(
         rate_limit: the name (and partition) of one of the engine's ``rate_limits``, which each run takes tokens from; a
             key or a function, as above. None is no limit; by default the machine's.
         weight: how many tokens: a number, or a function of the machine. None is 1; by default the machine's.
+        transactional: the step gets ``ctx.conn`` inside an open transaction; what it writes there and its outcome
+            commit together or not at all. By default the machine's.
 
     Raises:
         DefinitionError: not a plain method, or a wrong option.
@@ -158,14 +165,15 @@ def step(
         if not isinstance(method, FunctionType):
             raise DefinitionError(f"@step decorates methods; {func!r} is a {type(func).__name__}")
         owner = f"@step on {method.__qualname__}"
-        for option, value in (("initial", initial), ("run_ahead", run_ahead)):
+        flags = (("initial", initial), ("run_ahead", run_ahead), ("transactional", transactional))
+        for option, value in flags:
             if not isinstance(value, bool) and value is not None:
                 raise DefinitionError(f"{owner}: {option} must be True or False, not {value!r}")
         limits = {"concurrency_key": concurrency_key, "rate_limit": rate_limit, "weight": weight}
         check_limits({option: value for option, value in limits.items() if value is not KEEP}, owner)
         options = StepOptions(
             bool(initial), check_timeout(timeout, owner), check_retry(retry, owner), run_ahead,
-            concurrency_key, rate_limit, weight,
+            concurrency_key, rate_limit, weight, transactional,
         )  # fmt: skip
         setattr(func, STEP, options)
         return func
@@ -220,6 +228,7 @@ def step_spec(cls: type, name: str, func: FunctionType, options: Mapping[str, An
         concurrency_key=own.concurrency_key,
         rate_limit=rate_limit,
         weight=options["weight"] if own.weight is KEEP else own.weight,
+        transactional=options["transactional"] if own.transactional is None else own.transactional,
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from transactional_support import Notes
 
 
 @pytest.fixture
@@ -19,3 +20,11 @@ async def sql(database_url: str, schema: str) -> AsyncIterator[Callable[..., Any
             return [] if cursor.description is None else await cursor.fetchall()
 
         yield run
+
+
+@pytest.fixture
+async def notes(sql: Callable[..., Any], migrated: str) -> Notes:
+    """A table of the user's."""
+    made = Notes(sql, migrated)
+    await made.create()
+    return made

@@ -10,7 +10,7 @@ import pytest
 from engine_support import Build, Sql, ended, eventually
 
 from gen_durable import Await, Context, Done, Handle, Machine, Next, Spawn, Stop, child, job, step
-from gen_durable._runtime.flusher import Flusher
+from gen_durable._runtime.committer import Committer
 from gen_durable._runtime.needs import Needs
 
 
@@ -78,9 +78,9 @@ async def test_a_cancel_that_crosses_the_answer_of_a_commit_stops_the_chain(
     """R3: it is cancelled between two steps, when the worker does not know yet that the first is committed."""
     sent, gate = asyncio.Event(), asyncio.Event()
     ran: list[str] = []
-    send = Flusher._send
+    send = Committer.send
 
-    async def late(self: Flusher, *arguments: Any) -> Any:
+    async def late(self: Committer, *arguments: Any) -> Any:
         answer = await send(self, *arguments)
         if not sent.is_set():
             sent.set()
@@ -100,7 +100,7 @@ async def test_a_cancel_that_crosses_the_answer_of_a_commit_stops_the_chain(
     @job
     async def other() -> None: ...
 
-    monkeypatch.setattr(Flusher, "_send", late)
+    monkeypatch.setattr(Committer, "send", late)
     async with build(Chain, other) as engine:
         handle = await engine.insert(Chain())
         await sent.wait()

@@ -9,7 +9,7 @@ import pytest
 from sql_stage import Connection, Stage, encode, outcome
 from test_sql_join_races import ends_of, family, free, join, part
 
-from gen_durable._runtime.flusher import locked_first
+from gen_durable._runtime.committer import locked_first
 from gen_durable._store.connection import fetch
 from gen_durable._store.operation import drive
 from gen_durable._store.steering import Cancelled, cancel_all, cancel_children

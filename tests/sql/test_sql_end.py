@@ -94,8 +94,8 @@ ENDS: list[dict[str, Any]] = [
 
 
 async def terminal(stage: Stage, id_: int) -> Row:
-    columns = "rev, bucket::text, lane, worker, attempt, crashes, status, priority, step, key, state, result, error, took, "
-    columns += "scope, parent_id, spawn, awaits, jsonb_array_length(inbox), gate, own_gate, rate, weight, "
+    columns = "rev, bucket::text, lane, worker, attempt, crashes, status, priority, step, key, state, result, "
+    columns += "error, took, scope, parent_id, spawn, awaits, jsonb_array_length(inbox), gate, own_gate, rate, weight, "
     columns += "CASE WHEN isfinite(expires_at) THEN expires_at - finished_at END"
     ((*row,),) = await stage.ask(f"SELECT {columns} FROM {{schema}}.finished WHERE id = %s", id_)
     return tuple(row)

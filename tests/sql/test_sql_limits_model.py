@@ -29,7 +29,7 @@ from limits_model import AMOUNT, PER, Dump, LimitsModel, Line, LiveRow, Row, loo
 from sql_stage import Admitted, Connection, Stage, encode
 
 from gen_durable import Engine
-from gen_durable._runtime.flusher import _frees
+from gen_durable._runtime.committer import _frees
 from gen_durable._runtime.record import END, ON, WAIT, Record, encode_records
 from gen_durable._store.connection import fetch, open_connection, set_up
 from gen_durable._store.limiting import Kind, NewLimit, set_limit, tell, telling

@@ -104,6 +104,8 @@ def calls(mine: list[tuple[int, int]]) -> list[Call]:
         "worker": ME,
         "lanes": [1],
     }
+    alone = {"id": mine[0][0], "rev": mine[0][1], "worker": ME, "mark": None, "state": None, "ran": "one", "tried": 0,
+             "took": 0.1}  # fmt: skip
     family = {"instances_parent", "finished_parent"}
     id_, key = {"finished_id", "instances_pkey"}, {"finished_key", "instances_key"}
     return [
@@ -114,6 +116,9 @@ def calls(mine: list[tuple[int, int]]) -> list[Call]:
         Call("commit of all kinds", "committing/commit",
              {"worker": ME, "outcomes": encode(batch), "first": encode(first), "wake": ["q"]},
              {"instances_pkey", "signals_pkey"}, 9 * BATCH, 20000),
+        Call("end alone", "committing/end_alone", alone | {"result": "1", "keep": 60.0}, {"instances_pkey"}, 1, 60),
+        Call("go on alone", "committing/go_on_alone",
+             alone | {"step": "two", "error": None, "kind": 0, "history": 1}, {"instances_pkey"}, 1, 60),
         Call("locate", "committing/locate", {"ids": encode(ids)}, id_, 3 * BATCH, 5000),
         Call("release", "claiming/release", {"worker": ME, "claims": encode(claims)}, {"instances_pkey"}, BATCH, 3000),
         Call("mine", "claiming/mine", {"worker": ME}, {"instances_claims"}, 500, 1200),

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from sql_stage import Connection, Stage, encode, outcome
 
-from gen_durable._runtime.flusher import locked_first
+from gen_durable._runtime.committer import locked_first
 from gen_durable._runtime.record import ON, Record
 from gen_durable._store.connection import fetch
 from gen_durable._store.inserting import NewInstance, Placed, insert_all

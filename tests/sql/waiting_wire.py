@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import msgspec
 from sql_stage import Connection, Stage, encode
 
+from gen_durable._runtime.committer import Committer
 from gen_durable._runtime.flusher import Flusher
 from gen_durable._runtime.held import Waits, decode_waits
 from gen_durable._runtime.record import Record
@@ -141,7 +142,7 @@ class Wire:
         """The claims (id, rev) whose outcome is committed, by the worker's own flusher."""
         link: Any = SimpleNamespace(fetch=self.fetch, together=lambda operation: drive_together(operation, self.fetch))
         settled: Any = SimpleNamespace(awake=lambda lanes: None)
-        flusher = Flusher(link, self.sql, worker, settled, Hooks(), lambda held: 3600.0)
+        flusher = Flusher(link, Committer(link, self.sql, worker, settled, Hooks()), settled, lambda held: 3600.0)
         batch.sort(key=lambda entry: entry[0].id)
         entries: Any = batch
         return self._runner.run(flusher._send(entries, []))

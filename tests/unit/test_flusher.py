@@ -10,7 +10,8 @@ import msgspec
 import psycopg
 import pytest
 
-from gen_durable._runtime.flusher import BATCH_BYTES, Entry, Flusher
+from gen_durable._runtime.committer import Committer, Entry
+from gen_durable._runtime.flusher import BATCH_BYTES, Flusher
 from gen_durable._runtime.held import Held
 from gen_durable._runtime.link import Link, LinkDown
 from gen_durable._runtime.record import BACK, END, Record
@@ -72,7 +73,8 @@ class Claimed:
 
 async def flush(server: Server, sizes: list[int], wake: list[str] | None = None, op: int = END) -> Owner:
     owner = Owner(wake or [])
-    flusher = Flusher(server, catalog("gen_durable"), 7, owner, Hooks(), lambda held: 60.0)
+    committer = Committer(server, catalog("gen_durable"), 7, owner, Hooks())
+    flusher = Flusher(server, committer, owner, lambda held: 60.0)
     for number, size in enumerate(sizes, 1):
         result = msgspec.Raw(b'"' + b"x" * size + b'"')
         flusher.add(cast("Held", Claimed(number)), Record(number, 1, op, result=result))
@@ -154,7 +156,7 @@ async def test_what_is_refused_without_a_wake_up_too_is_an_outcomes_fault(number
 @pytest.mark.parametrize("status", [Status.RUNNABLE, Status.SCHEDULED, Status.AWAITING_SIGNAL, Status.BLOCKED])
 def test_a_row_that_went_back_is_found_where_it_went(status: Status) -> None:
     """R27: when the answer was lost, also in the line of a limit, and where no history is kept."""
-    flusher = Flusher(Server(), catalog("gen_durable"), 7, Owner([]), Hooks(), lambda held: 60.0)
+    committer = Committer(Server(), catalog("gen_durable"), 7, Owner([]), Hooks())
     held = cast("Held", Claimed(1))
-    assert flusher._is_there((held.rev + 1, status, None), held, Record(1, 1, BACK))
-    assert not flusher._is_there((held.rev, Status.EXECUTING, 7), held, Record(1, 1, BACK))
+    assert committer._is_there((held.rev + 1, status, None), held, Record(1, 1, BACK))
+    assert not committer._is_there((held.rev, Status.EXECUTING, 7), held, Record(1, 1, BACK))

@@ -133,7 +133,7 @@ class Births:
         return self._begin(places) if places else None
 
     def expect_all(self, most: int | None = None) -> Birth | None:
-        """Keeps every place there is (``most``: of a queue), for rows that their limits let go; None where there is none.
+        """Keeps every place (``most``: of a queue), for rows that their limits let go; None where there is none.
 
         Rows whose turn in a line has come go on beside what is just announced or claimed (of which there is little, or
         else the last claim had come back full), and leave it half of the places: if they waited for its claim, they

@@ -15,6 +15,7 @@ from gen_durable._runtime.claimer import Claimer
 from gen_durable._runtime.flusher import Flusher
 from gen_durable._runtime.held import Held, LocalQueue
 from gen_durable._runtime.link import Link, LinkDown
+from gen_durable._runtime.transactor import Transactor
 
 __all__ = ["Drain", "bounded"]
 
@@ -34,6 +35,7 @@ class Drain:
     claimer: Claimer
     link: Link  # the claimer's
     flusher: Flusher
+    transactor: Transactor
     left: asyncio.Event  # set whenever a claim or an insert has ended
     hurry: asyncio.Event  # set when what still runs is to be cancelled now
     until: float  # when what runs must have ended (monotonic)
@@ -89,6 +91,7 @@ class Drain:
         for queue in self.queues:
             await queue.wait_cancelled(1.0)
         limit = time.monotonic() + self.statement_timeout
+        await bounded(self.transactor.wait_idle(), limit)
         await bounded(self.flusher.wait_idle(), limit)
         await bounded(self.births.wait_over(), limit)
         self.births.over = True

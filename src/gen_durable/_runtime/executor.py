@@ -19,10 +19,13 @@ from gen_durable._runtime.held import Held, InboxRow
 from gen_durable._runtime.isolate import isolated
 from gen_durable._runtime.needs import Needs
 from gen_durable._runtime.record import BACK, END, JOIN, ON, WAIT, Record, error_json, reason_json
+from gen_durable._runtime.transaction import Transaction
+from gen_durable._runtime.transactions import Transactions
+from gen_durable._runtime.transactor import pause_before, runs_again
 from gen_durable.codec import encode_value
 from gen_durable.config import Settings
 from gen_durable.context import ChildResult, Context, Signal
-from gen_durable.errors import InvalidOutcome, InvalidState, StateDecodeError
+from gen_durable.errors import InvalidOutcome, InvalidState, StateDecodeError, TransactionEnded
 from gen_durable.events import Hooks, StepEvent, emit
 from gen_durable.machine import MachineSpec, StepSpec
 from gen_durable.outcome import KEEP, Await, Cancel, Done, Next, Outcome, Retry, RetryAfter, Sleep, Spawn, Stop
@@ -45,6 +48,12 @@ class Outbox(Protocol):
     def add(self, held: Held, record: Record) -> None:
         """Takes a record; the commit follows."""
 
+    def add_within(self, held: Held, record: Record, transaction: Transaction) -> None:
+        """Takes a record and the transaction in which it is to be committed."""
+
+    def again(self, held: Held, delay: float) -> None:
+        """The step is to run again, in so many seconds."""
+
 
 class Executor:
     """Runs steps for one worker."""
@@ -58,6 +67,7 @@ class Executor:
         worker: int,
         client: Any,
         threads: Threads,
+        transactions: Transactions,
     ) -> None:
         self._settings = settings
         self._hooks = hooks
@@ -66,6 +76,7 @@ class Executor:
         self._worker = worker
         self._client = client
         self._threads = threads
+        self._transactions = transactions
         self.draining = False
 
     async def run(self, held: Held) -> None:
@@ -94,6 +105,9 @@ class Executor:
         except StateDecodeError as reason:
             self._hand_over(held, self._end(held, TransitionKind.FAILED, reason), started, reason)
             return
+        if step.transactional:
+            await self._run_in_transaction(held, step, values, started)
+            return
         try:
             subject, returned = await self._call(held, step, values)
             record = await self._settle(held, subject, _outcome(held, step, returned))
@@ -105,6 +119,30 @@ class Executor:
             error = raised
             record = await self._failed(held, step, raised)
         self._hand_over(held, record, started, error)
+
+    async def _run_in_transaction(self, held: Held, step: StepSpec, values: dict[str, Any], started: float) -> None:
+        """Runs a transactional step: its outcome commits with what it wrote; an error rolls that back first."""
+        transaction = await self._transactions.begin(held, step)
+        try:
+            try:
+                subject, returned = await self._call(held, step, values, transaction)
+            finally:
+                transaction.expire()
+            await transaction.ready()
+            record = await self._settle(held, subject, _outcome(held, step, returned))
+        except BaseException as error:  # whatever a step raises is its outcome
+            if isinstance(error, KeyboardInterrupt | GeneratorExit) or _is_ours(held, error):
+                self._transactions.abandon(transaction)
+                raise
+            again = runs_again(held, error, transaction)
+            await self._transactions.undo(transaction)
+            if again:
+                log.info("instance %d, step %r runs again: %s", held.id, held.step, str(error).strip())
+                self._outbox.again(held, pause_before(held))
+            else:
+                self._hand_over(held, await self._failed(held, step, error), started, error)
+        else:
+            self._hand_over(held, record, started, None, transaction)
 
     async def refuse(self, held: Held, error: Exception) -> None:
         """An outcome turned out to be impossible when it was committed: that is an error of its step.
@@ -119,18 +157,25 @@ class Executor:
             record = await self._failed(held, held.spec.steps[held.step], error)
         self._hand_over(held, record, started, error)
 
-    async def _call(self, held: Held, step: StepSpec, values: dict[str, Any]) -> tuple[Any, Any]:
+    async def _call(
+        self, held: Held, step: StepSpec, values: dict[str, Any], transaction: Transaction | None = None
+    ) -> tuple[Any, Any]:
         subject: Any = None
         children: list[ChildResult] = []
         if held.waits is not None and held.waits.left is not None:
             children = await self._needs.children_of(held)
+        call: Callable[[], Any]
+        ctx: Context | None = None
         if step.is_function:
             if step.ctx_param is not None:
-                values[step.ctx_param] = self._context(held, children)
+                values[step.ctx_param] = ctx = self._context(held, children)
             call = functools.partial(step.func, **values)
         else:
-            subject = held.spec.load(values)
-            call = functools.partial(step.func, subject, self._context(held, children))
+            subject, ctx = held.spec.load(values), self._context(held, children)
+            call = functools.partial(step.func, subject, ctx)
+        if transaction is not None:
+            transaction.given_to(ctx)
+            call = transaction.enclose(call)
         if step.timeout is None:
             return subject, await self._await(held, step.is_async, call)
         limit = asyncio.timeout(step.timeout)
@@ -305,7 +350,9 @@ class Executor:
 
     async def _failed(self, held: Held, step: StepSpec, error: BaseException) -> Record:
         """The outcome of a run that raised: the machine's ``on_error`` decides, else its retry policy."""
-        held.values = None
+        held.values = held.spawning = None
+        if isinstance(error, TransactionEnded):  # what it did may be committed: neither a retry nor a handler
+            return self._end(held, TransitionKind.FAILED, error)
         if isinstance(error, Cancel):
             return self._end(held, TransitionKind.CANCELLED, error)
         if held.spec.on_error is not None and not isinstance(error, RetryAfter):
@@ -375,7 +422,14 @@ class Executor:
             kind=int(kind),
         )
 
-    def _hand_over(self, held: Held, record: Record, started: float, error: BaseException | None) -> None:
+    def _hand_over(
+        self,
+        held: Held,
+        record: Record,
+        started: float,
+        error: BaseException | None,
+        transaction: Transaction | None = None,
+    ) -> None:
         record.ran = None if record.op == END else held.step
         record.tried = held.attempt
         record.took = round(time.monotonic() - started, 6)
@@ -397,7 +451,10 @@ class Executor:
                 "%s %d, step %r, attempt %d: %s: %s",
                 held.spec.name, held.id, held.step, held.attempt, type(error).__name__, error,
             )  # fmt: skip
-        self._outbox.add(held, record)
+        if transaction is None:
+            self._outbox.add(held, record)
+        else:
+            self._outbox.add_within(held, record, transaction)
 
     def keep(self, spec: MachineSpec) -> float:
         """For how many seconds a machine's terminal rows stay; infinite: for ever."""

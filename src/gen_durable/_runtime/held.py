@@ -84,6 +84,7 @@ class Held:
         "chain_since",
         "chain_steps",
         "crashes",
+        "doubt",
         "due_at",
         "gate",
         "gone",
@@ -98,6 +99,7 @@ class Held:
         "queue",
         "rate",
         "raw",
+        "reruns",
         "rev",
         "spawning",
         "spec",
@@ -154,6 +156,8 @@ class Held:
         self.spawning: list[NewInstance] | None = None  # the children that its outcome inserts
         self.task: asyncio.Task[None] | None = None  # that runs it
         self.gone = False  # it was cancelled: what comes of it is dropped
+        self.reruns = 0  # of its step, since the database refused its transaction
+        self.doubt = False  # the answer to such a commit never came: it may be there
         self.handled = False  # its outcome is one of its handler of errors
 
 

@@ -50,6 +50,7 @@ class Record(msgspec.Struct, omit_defaults=True):
     gate: str | None = None
     rate: str | None = None
     weight: int | None = None
+    mark: str | None = None  # of the transaction that it is to commit in
 
     def fail(self, error: dict[str, Any], keep: float) -> None:
         """Turns the record into one that ends the instance as failed: for an outcome that the database refuses."""

@@ -14,10 +14,11 @@ import psycopg
 from gen_durable._runtime.admitter import Admitter
 from gen_durable._runtime.births import Birth, Births
 from gen_durable._runtime.claimer import Claimer
+from gen_durable._runtime.committer import Committer, Entry
 from gen_durable._runtime.control import Control, Listener
 from gen_durable._runtime.drain import Drain
 from gen_durable._runtime.executor import Executor
-from gen_durable._runtime.flusher import Entry, Flusher
+from gen_durable._runtime.flusher import Flusher
 from gen_durable._runtime.held import Held, LocalQueue
 from gen_durable._runtime.link import Link, LinkDown
 from gen_durable._runtime.maintenance import Pruner, Reaper, Timers
@@ -26,10 +27,13 @@ from gen_durable._runtime.record import BACK, END, Record
 from gen_durable._runtime.schedules import Schedules
 from gen_durable._runtime.telling import Telling
 from gen_durable._runtime.threads import DaemonThreads
+from gen_durable._runtime.transaction import Transaction
+from gen_durable._runtime.transactions import Transactions
+from gen_durable._runtime.transactor import Transactor
 from gen_durable._store.inserting import LaneKey, ensure_lanes
 from gen_durable._store.operation import Catalog, drive
 from gen_durable.config import LONGEST_POLL, Settings
-from gen_durable.errors import DatabaseError, DuplicateInstance
+from gen_durable.errors import DatabaseError
 from gen_durable.events import DrainEvent, Hooks, emit
 from gen_durable.machine import MachineSpec
 
@@ -71,6 +75,7 @@ class Worker(Listener):
         self._learning: set[asyncio.Future[None]] = set()
         self._machines = {(spec.name, spec.version): spec for spec in settings.machines}
         self._threads = DaemonThreads(settings.threads)
+        self._transactions = Transactions(settings, url, sql)
         self._links: list[Link] = []
 
     # Start ----------------------------------------------------------------------------------------
@@ -106,7 +111,10 @@ class Worker(Listener):
         await self._service_link.fetch(self._sql["pruning/ensure"].bind())  # the terminal rows need partitions
         self._control = Control(settings, self._url, self._sql, self._hooks, self)
         self.id = await self._control.start()
-        self._executor = Executor(settings, self._hooks, self, self._needs, self.id, self._client, self._threads)
+        await self._transactions.start(self.id)
+        self._executor = Executor(
+            settings, self._hooks, self, self._needs, self.id, self._client, self._threads, self._transactions
+        )
         poll = settings.poll_interval if self._control.listening else min(settings.poll_interval, POLL_UNHEARD)
         self._claimer = Claimer(
             claims,
@@ -131,15 +139,9 @@ class Worker(Listener):
             announce=self._claimer.announce,
             release=self._claimer.release,
         )
-        self._flusher = Flusher(
-            commits,
-            self._sql,
-            self.id,
-            self,
-            self._hooks,
-            lambda held: self._executor.keep(held.spec),
-            self._admitter,
-        )
+        self._committer = Committer(commits, self._sql, self.id, self, self._hooks, self._admitter)
+        self._flusher = Flusher(commits, self._committer, self, lambda held: self._executor.keep(held.spec))
+        self._transactor = Transactor(self._committer, self, self._crashed)
         self._timers = Timers(self._service_link, self._sql, poll, self._claimer.announce, self._admitter.expect)
         # Where notifications come, schedules are asked for only then, and when one is due.
         look = LONGEST_POLL if self._control.listening else settings.poll_interval
@@ -232,6 +234,9 @@ class Worker(Listener):
             queue.cancel()
         for queue in self.queues.values():
             await queue.wait_cancelled(1.0)
+        if hasattr(self, "_transactor"):
+            await self._transactor.close()
+        await self._transactions.close()
         self._threads.shutdown()
         for task in self._learning:
             task.cancel()
@@ -269,6 +274,7 @@ class Worker(Listener):
             claimer=self._claimer,
             link=self._links[0],
             flusher=self._flusher,
+            transactor=self._transactor,
             left=self._left,
             hurry=self._hurry,
             until=until,
@@ -347,6 +353,21 @@ class Worker(Listener):
         """An outcome for the next commit."""
         self._flusher.add(held, record)
 
+    def add_within(self, held: Held, record: Record, transaction: Transaction) -> None:
+        """An outcome for its step's own transaction."""
+        self._transactor.add(held, record, transaction)
+
+    def again(self, held: Held, delay: float) -> None:
+        """Nothing of its transaction was committed: its step runs again under the same claim."""
+        held.values = held.spawning = None
+        asyncio.get_running_loop().call_later(delay, self._put_back, held)
+
+    def _put_back(self, held: Held) -> None:
+        if not held.gone and self._held.get(held.id) is held:
+            held.buffered_at = time.monotonic()
+            held.queue.put([held])
+            self._left.set()
+
     def goes_on(self, held: Held) -> None:
         """Run ahead: the commit is there, the next step may run."""
         if held.gone:  # cancelled, after the commit and before its answer
@@ -389,8 +410,8 @@ class Worker(Listener):
             self._claimer.announce(queue.name)
             self._client._bell.later(queue.name)
 
-    def refused(self, held: Held, error: DuplicateInstance) -> None:
-        """A child's key is taken: the step gets that as its error."""
+    def refused(self, held: Held, error: Exception) -> None:
+        """Its outcome can't be committed: the step gets that as its error."""
         task = asyncio.create_task(self._executor.refuse(held, error), name="gen_durable refused outcome")
         self._learning.add(task)
         task.add_done_callback(self._learning.discard)

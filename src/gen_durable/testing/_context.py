@@ -28,6 +28,9 @@ _DEFAULTS: dict[str, Any] = {
 }
 
 
+_ATTRIBUTES = (*Context.__slots__, "conn", "session")
+
+
 def context(**fields: Any) -> Context:
     """A :class:`Context` for a test that calls a step as a plain method: these attributes, defaults for the rest.
 
@@ -35,10 +38,12 @@ def context(**fields: Any) -> Context:
 
         outcome = await Checkout(order=1).pay(testing.context(attempt=2))
 
+    ``conn`` and ``session`` are what a transactional step is to get.
+
     Raises:
         InvalidArgument: a context has no such attribute.
     """
     for name in fields:
-        if name not in Context.__slots__:
-            raise InvalidArgument(f"a context has no attribute {name!r}; it has {', '.join(Context.__slots__)}")
+        if name not in _ATTRIBUTES:
+            raise InvalidArgument(f"a context has no attribute {name!r}; it has {', '.join(_ATTRIBUTES)}")
     return Context(**{**_DEFAULTS, **fields})

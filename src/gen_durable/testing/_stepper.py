@@ -14,10 +14,11 @@ from gen_durable._runtime.drain import bounded
 from gen_durable._runtime.held import Held, LocalQueue
 from gen_durable._runtime.link import Link, LinkDown
 from gen_durable._runtime.record import Record
+from gen_durable._runtime.transaction import Transaction
 from gen_durable._runtime.worker import Worker
 from gen_durable._store.connection import unreachable
 from gen_durable.engine import Engine
-from gen_durable.errors import DuplicateInstance, EngineStateError
+from gen_durable.errors import EngineStateError
 from gen_durable.status import TransitionKind
 
 __all__ = ["Stepper"]
@@ -39,7 +40,8 @@ class Stepper(Worker):
         self._record: Record | None = None
         self._outcome = "stale"
         self._goes_on = False
-        self._refusal: tuple[Held, DuplicateInstance] | None = None
+        self._refusal: tuple[Held, Exception] | None = None
+        self._pause: float | None = None
 
     def _link(self, name: str, deadline: float = 0.0) -> Link:
         """One connection for all, which take turns anyway."""
@@ -100,7 +102,7 @@ class Stepper(Worker):
         task = asyncio.current_task()
         assert task is not None
         cancels = task.cancelling()
-        self._outcome, self._goes_on = "stale", False
+        self._outcome, self._goes_on, self._pause = "stale", False, None
         held.queue.empty = True  # as if nobody waited: a chain runs to its end, however long it takes
         held.task = task
         try:
@@ -114,11 +116,16 @@ class Stepper(Worker):
             task.uncancel()  # it was the instance that was cancelled, not we
         if task.cancelling() > cancels:
             raise asyncio.CancelledError  # the step was told of it, and the executor took it for the step's error
+
         with self._reachable():
             await self._commit()
+        if self._pause is not None and not held.gone:
+            await asyncio.sleep(self._pause)
+            return await self.step(held)
         return "cancelled" if held.gone else self._outcome, self._goes_on
 
     async def _commit(self) -> None:
+        await self._transactor.wait_idle()
         await self._flusher.flush()
         while self._refusal is not None:
             refusal, self._refusal = self._refusal, None
@@ -185,6 +192,16 @@ class Stepper(Worker):
         self._record = record
         super().add(held, record)
 
+    def add_within(self, held: Held, record: Record, transaction: Transaction) -> None:
+        """An outcome for its step's own transaction."""
+        self._record = record
+        super().add_within(held, record, transaction)
+
+    def again(self, held: Held, delay: float) -> None:
+        """Its step runs again, by hand."""
+        held.values = held.spawning = None
+        self._pause = delay
+
     def goes_on(self, held: Held) -> None:
         """The commit is there, and the claim stays."""
         self._goes_on = True
@@ -195,8 +212,8 @@ class Stepper(Worker):
         super().left(held, record)
         self._note(record)
 
-    def refused(self, held: Held, error: DuplicateInstance) -> None:
-        """A child's key is taken: the step gets that as its error."""
+    def refused(self, held: Held, error: Exception) -> None:
+        """Its outcome can't be committed: the step gets that as its error."""
         self._refusal = held, error
 
     def _note(self, record: Record | None) -> None:

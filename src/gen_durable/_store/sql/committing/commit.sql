@@ -13,6 +13,9 @@
 -- Guard: the claim's rev and worker. What does not match is not in the answer. A row that waits for a signal looks into
 --   its inbox under its lock ("awake"): a signal that committed before is seen, one that comes later sees it wait.
 --   A join counts only while its parent waits for this very spawn.
+--   An outcome with a mark comes in its step's own transaction, which carries that mark (gen_durable.step); where its claim is
+--   lost, or the transaction is not that one any more, the statement fails, so that a COMMIT sent behind it can't take
+--   effect: the error's text is 'claim lost: (id)' or 'mark lost: (id)', as what can't be a number.
 -- Answer: (id, new rev, lane) of each row that was committed, the lane only where it can run again at once; (id, -1, lane)
 --   of each parent whose join opened; (how many notifications went out, -2, null) if any; (how many lines were knocked
 --   at, -3, null) if any.
@@ -27,7 +30,7 @@ o AS MATERIALIZED (
     SELECT g.id, g.rev, coalesce(g.op, 2::smallint) AS op, g.step, g.state, g.lane, g.priority, g.delay, g.attempt,
         g.crashes, g.result, g.keep, g.error, coalesce(g.kind, 3::smallint) AS kind, g.ran, coalesce(g.tried, 0) AS tried,
         g.took, coalesce(g.history, 1::smallint) AS history, g.signals, g.afresh, g.awaits, g.children, g.spare, g.rest,
-        g.limits, g.gate, g.rate, g.weight, coalesce(g.gate, g.rate) AS line,
+        g.limits, g.gate, g.rate, g.weight, coalesce(g.gate, g.rate) AS line, g.mark,
         CASE WHEN g.op = 3 THEN {schema}.has_new_signal(g.id, g.awaits, coalesce(g.signals, ARRAY[]::bigint[])) END AS awake
     FROM (SELECT count(*) FROM locked) AS before  -- everything below comes after the locks
     CROSS JOIN json_to_recordset(%(outcomes)s::json) AS g (
@@ -42,7 +45,8 @@ o AS MATERIALIZED (
         signals bigint[],                                       -- that the step was handed: marked in 3, else consumed
         afresh bigint[],                                        -- that an earlier step was handed, and nobody consumed
         awaits text[], children int, spare int, rest boolean,   -- of what waits
-        limits boolean, gate text, rate text, weight int        -- of the next step; limits absent: unchanged
+        limits boolean, gate text, rate text, weight int,       -- of the next step; limits absent: unchanged
+        mark text                                               -- of a transactional step: its transaction's
     )
 ),
 went_on AS (
@@ -178,3 +182,8 @@ UNION ALL
 SELECT count(*), -2, NULL FROM told HAVING count(*) > 0
 UNION ALL
 SELECT count(*), -3, NULL FROM knocked HAVING count(*) > 0
+UNION ALL
+SELECT CASE WHEN d.id IS NULL THEN ('claim lost: ' || o.id)::bigint ELSE ('mark lost: ' || o.id)::bigint END, -4, NULL
+FROM o
+LEFT JOIN done d ON d.id = o.id
+WHERE o.mark IS NOT NULL AND (d.id IS NULL OR coalesce(current_setting('gen_durable.step', true), '') <> o.mark)

@@ -1,0 +1,372 @@
+"""The transaction of one run of a transactional step, as what its outcome is committed over."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor as Threads
+from typing import Any, Protocol, TypeVar
+
+import psycopg
+from psycopg.pq import TransactionStatus
+
+from gen_durable._runtime.link import LinkDown
+from gen_durable._store.connection import cut
+from gen_durable._store.operation import Catalog, Operation, Request, Row, drive
+from gen_durable._store.transaction import (
+    COMMIT,
+    ROLLBACK,
+    StepConnection,
+    StepConnectionSync,
+    begin,
+    begin_sync,
+    commit,
+    commit_sync,
+    run,
+    run_sync,
+    steady,
+)
+from gen_durable.context import Context
+from gen_durable.errors import TransactionEnded, TransactionError
+
+__all__ = ["BlockingTransaction", "Home", "LoopTransaction", "Transaction", "state_of"]
+
+T = TypeVar("T")
+
+_NO_SESSION = "ctx.session: the engine has no sessionmaker= for {}: give it SQLAlchemy's {}"
+OVER = "its run is over, and the transaction with it"
+
+
+class Home(Protocol):
+    """Where a transaction's connection comes from and goes to."""
+
+    sql: Catalog
+    deadline: float  # seconds without an answer after which a connection is given up
+    idle: float  # seconds that may pass between two statements
+
+    @property
+    def threads(self) -> Threads:
+        """Where ours is sent over blocking connections."""
+        ...
+
+    def give_back(self, connection: Any) -> None:
+        """The transaction is over; the connection is looked at before its next use."""
+
+    def discarded(self, connection: Any) -> None:
+        """The connection is closed; another may be made."""
+
+
+class Transaction:
+    """One transaction, from before the step's code until the commit or the rollback.
+
+    ``fetch``, ``at_once`` and ``together`` send our statements and the COMMIT, when the step's code has ended.
+    """
+
+    conn: Any = None
+    session: Any = None
+
+    def __init__(self, home: Home, mark: int) -> None:
+        self.home = home
+        self.mark = mark
+        self._out = True  # its connection is with it
+        self._ctx: Context | None = None
+
+    def given_to(self, ctx: Context | None) -> None:
+        """A context has it, for as long as the step runs."""
+        if ctx is not None:
+            ctx._conn, ctx._session = self.conn, self.session
+        self._ctx = ctx
+
+    def expire(self) -> None:
+        """The step's code is over."""
+        if self._ctx is not None:
+            self._ctx._conn, self._ctx._session = f"ctx.conn: {OVER}", f"ctx.session: {OVER}"
+
+    def enclose(self, call: Callable[[], Any]) -> Callable[[], Any]:
+        """The call of a plain function, as the thread is to run it."""
+        return call
+
+    async def begin(self) -> None:
+        """Begins it.
+
+        Raises:
+            psycopg.Error, OSError, TimeoutError: it can't; the connection is to be discarded.
+        """
+        raise NotImplementedError
+
+    async def ready(self) -> None:
+        """Sees that what the step has left can be committed; sends what its session still holds back.
+
+        Raises:
+            TransactionError: it can't.
+            psycopg.OperationalError: the connection is broken.
+        """
+        raise NotImplementedError
+
+    @property
+    def broken(self) -> bool:
+        """Whether the connection is of no more use."""
+        raise NotImplementedError
+
+    async def _run(self, request: Request) -> list[Row]:
+        raise NotImplementedError
+
+    async def _commit(self) -> None:
+        raise NotImplementedError
+
+    async def _commit_all(self, requests: list[Request]) -> list[list[Row]]:
+        answers = [await self._run(request) for request in requests]
+        await self._commit()
+        return answers
+
+    async def undo(self) -> None:
+        """Rolls back; the connection goes back, or is closed where that is not to be had."""
+        raise NotImplementedError
+
+    async def discard(self) -> None:
+        """Closes the connection, and so rolls back, whatever it is doing."""
+        raise NotImplementedError
+
+    def done(self) -> None:
+        """It is committed."""
+        raise NotImplementedError
+
+    def _let_go(self, tell: Callable[[Any], None], what: Any) -> None:
+        if self._out:
+            self._out = False
+            tell(what)
+
+    # The channel ----------------------------------------------------------------------------------
+
+    async def fetch(self, request: Request) -> list[Row]:
+        """Runs one statement and commits.
+
+        Raises:
+            LinkDown: the connection broke; the commit may have been sent.
+            psycopg.Error, or what the operation itself raises: nothing has taken effect; it is to be rolled back.
+        """
+        return (await self.at_once([request]))[0]
+
+    async def at_once(self, requests: list[Request]) -> list[list[Row]]:
+        """Runs statements and commits; raises as :meth:`fetch`."""
+        with self._breaking():
+            return (await self._commit_all([steady(self.home.sql), *requests]))[1:]
+
+    async def together(self, operation: Operation[T]) -> T:
+        """Runs an operation and commits; raises as :meth:`fetch`."""
+        with self._breaking():
+            await self._run(steady(self.home.sql))
+            value = await drive(operation, self._run)
+            await self._commit()
+        return value
+
+    @contextlib.contextmanager
+    def _breaking(self) -> Iterator[None]:
+        try:
+            yield
+        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+            if self.broken and state_of(error) != "25P03":
+                raise LinkDown(str(error)) from error
+            raise
+
+    @contextlib.contextmanager
+    def watched(self, connection: Any) -> Iterator[None]:
+        """Gives a silent connection up."""
+        timer = asyncio.get_running_loop().call_later(self.home.deadline, cut, connection)
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+
+class LoopTransaction(Transaction):
+    """Of an async step, on a connection of psycopg's."""
+
+    def __init__(self, home: Home, mark: int, connection: StepConnection) -> None:
+        super().__init__(home, mark)
+        self.conn = self._connection = connection
+        self.session = _NO_SESSION.format("async steps", "async_sessionmaker")
+
+    async def begin(self) -> None:
+        """Begins it, in one round trip."""
+        with self.watched(self._connection):
+            await begin(self._connection, self.mark, self.home.idle)
+
+    async def ready(self) -> None:
+        """Looks at the connection's state."""
+        check(self._connection)
+
+    @property
+    def broken(self) -> bool:
+        """Whether the connection is closed."""
+        return self._connection.closed
+
+    async def _run(self, request: Request) -> list[Row]:
+        with self.watched(self._connection):
+            return await run(self._connection, request)
+
+    async def _commit(self) -> None:
+        with self.watched(self._connection):
+            await run(self._connection, COMMIT)
+
+    async def _commit_all(self, requests: list[Request]) -> list[list[Row]]:
+        with self.watched(self._connection):
+            return await commit(self._connection, requests)
+
+    async def undo(self) -> None:
+        """Rolls back."""
+        if _usable(self._connection):
+            try:
+                with self.watched(self._connection):
+                    await run(self._connection, ROLLBACK)
+            except psycopg.Error:
+                pass
+            else:
+                self._let_go(self.home.give_back, self._connection)
+                return
+        await self.discard()
+
+    async def discard(self) -> None:
+        """Cuts the socket first: nothing waits for a server that does not answer."""
+        cut(self._connection)
+        try:
+            await self._connection.discard()
+        finally:
+            self._let_go(self.home.discarded, self._connection)
+
+    def done(self) -> None:
+        """Back to the others."""
+        self._let_go(self.home.give_back, self._connection)
+
+
+class BlockingTransaction(Transaction):
+    """Of a plain function, on a blocking connection of psycopg's: ours is sent from threads of our own.
+
+    (The functions' threads may all wait for rows that this very transaction has locked.)
+    """
+
+    def __init__(self, home: Home, mark: int, connection: StepConnectionSync) -> None:
+        super().__init__(home, mark)
+        self.conn = self._connection = connection
+        self.session = _NO_SESSION.format("plain functions", "sessionmaker")
+        self._lock = threading.Lock()
+        self._running = self._given_up = False
+
+    def enclose(self, call: Callable[[], Any]) -> Callable[[], Any]:
+        """Notes while the function runs: a thread can't be stopped, but its connection can be cut."""
+
+        def enclosed() -> Any:
+            with self._lock:
+                self._running = True
+            try:
+                return call()
+            finally:
+                with self._lock:
+                    self._running = False
+                    given_up = self._given_up
+                if given_up:
+                    self._close()
+
+        return enclosed
+
+    def _close(self) -> None:
+        self._connection.discard()
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        with self.watched(self._connection):
+            return await asyncio.get_running_loop().run_in_executor(self.home.threads, work)
+
+    async def begin(self) -> None:
+        """Begins it."""
+        await self._in_thread(lambda: begin_sync(self._connection, self.mark, self.home.idle))
+
+    async def ready(self) -> None:
+        """Looks at the connection's state."""
+        check(self._connection)
+
+    @property
+    def broken(self) -> bool:
+        """Whether the connection is closed."""
+        return self._connection.closed
+
+    async def _run(self, request: Request) -> list[Row]:
+        return await self._in_thread(lambda: run_sync(self._connection, request))
+
+    async def _commit(self) -> None:
+        await self._in_thread(lambda: run_sync(self._connection, COMMIT))
+
+    async def _commit_all(self, requests: list[Request]) -> list[list[Row]]:
+        return await self._in_thread(lambda: commit_sync(self._connection, requests))
+
+    async def undo(self) -> None:
+        """Rolls back, unless the function still runs."""
+        with self._lock:
+            free = not self._running and _usable(self._connection)
+        if free:
+            try:
+                await self._in_thread(lambda: run_sync(self._connection, ROLLBACK))
+            except psycopg.Error:
+                pass
+            else:
+                self._let_go(self.home.give_back, self._connection)
+                return
+        await self.discard()
+
+    async def discard(self) -> None:
+        """Cuts the connection; where the function still runs it closes it at its end."""
+        with self._lock:
+            self._given_up = True
+            running = self._running
+        cut(self._connection)  # type: ignore[arg-type]  # of either kind
+        if not running:
+            self._close()
+        self._let_go(self.home.discarded, self._connection)
+
+    def done(self) -> None:
+        """Back to the others."""
+        self._let_go(self.home.give_back, self._connection)
+
+
+def _usable(connection: StepConnection | StepConnectionSync) -> bool:
+    return not connection.closed and connection.info.transaction_status is not TransactionStatus.ACTIVE
+
+
+def check(connection: StepConnection | StepConnectionSync) -> None:
+    """Refuses a connection whose transaction can't be committed.
+
+    Raises:
+        TransactionError: it is aborted, or a statement is not at its end.
+        TransactionEnded: it is over.
+        psycopg.OperationalError: it broke.
+    """
+    if connection.closed:
+        raise psycopg.OperationalError("the connection of the step's transaction broke")
+    match connection.info.transaction_status:
+        case TransactionStatus.INTRANS:
+            return
+        case TransactionStatus.INERROR:
+            raise TransactionError(
+                "the step's transaction is aborted: a statement failed, and the step went on; put what may fail into "
+                "`with ctx.conn.transaction():`, which then is rolled back by itself, or let the error end the step"
+            )
+        case TransactionStatus.IDLE:
+            raise TransactionEnded(
+                "the step has ended its transaction, with a COMMIT or ROLLBACK of its own: what it did before may be "
+                "committed without its outcome, so it is not run again; leave the end of the transaction to the engine"
+            )
+        case _:
+            raise TransactionError(
+                "a statement of the step is still under way: read cursor.stream() or copy() to its end, and await all "
+                "that uses ctx.conn"
+            )
+
+
+def state_of(error: BaseException) -> str:
+    """The SQLSTATE of an error, of psycopg's or of one that wraps a driver's; empty where there is none."""
+    for found in (error, getattr(error, "orig", None), getattr(getattr(error, "orig", None), "__cause__", None)):
+        state = getattr(found, "sqlstate", None) or getattr(found, "pgcode", None)
+        if isinstance(state, str):
+            return state
+    return ""

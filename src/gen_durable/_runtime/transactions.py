@@ -1,0 +1,164 @@
+"""The transactions of a worker's transactional steps: connections for them, and where they come from."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from typing import Any
+
+import psycopg
+
+from gen_durable._runtime.held import Held
+from gen_durable._runtime.session import SessionTransaction, ThreadSessionTransaction, verify
+from gen_durable._runtime.threads import DaemonThreads
+from gen_durable._runtime.transaction import BlockingTransaction, LoopTransaction, Transaction
+from gen_durable._store.operation import Catalog
+from gen_durable._store.transaction import is_idle, open_step, open_step_sync
+from gen_durable.config import Settings, check_sessionmaker
+from gen_durable.machine import StepSpec
+
+__all__ = ["Transactions"]
+
+log = logging.getLogger("gen_durable")
+
+FIRST_PAUSE = 0.05
+LONGEST_PAUSE = 2.0
+
+
+class Transactions:
+    """Begins transactions, as many at once as the pool has connections, of each kind; a step waits for its turn.
+
+    Connections are made when they are first needed, by the step that needs one, and kept.
+    """
+
+    def __init__(self, settings: Settings, url: str, sql: Catalog) -> None:
+        self.sql = sql
+        self.deadline = settings.statement_timeout
+        self.idle = settings.transaction_idle_timeout
+        self.threads = DaemonThreads(settings.transaction_pool_size)
+        self._settings = settings
+        self._url = url
+        self._maker = settings.sessionmaker
+        self._maker_of = check_sessionmaker(settings.sessionmaker)
+        self._turns = {kind: asyncio.Semaphore(settings.transaction_pool_size) for kind in (True, False)}
+        self._kept: dict[bool, list[Any]] = {True: [], False: []}
+        self._undoing: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    async def start(self, worker: int) -> None:
+        """Sees that the sessions lead to the engine's database, where there are steps that need them.
+
+        Raises:
+            ConfigurationError: they don't.
+        """
+        if self._maker is not None and self._settings.transactional:
+            await verify(self, self._maker, self._maker_of == "async", worker)
+
+    async def begin(self, held: Held, step: StepSpec) -> Transaction:
+        """A transaction for one run, begun; the database's trouble is not the fault of the step, which waits."""
+        held.queue.wake_one()  # for the rows behind it
+        await self._turns[step.is_async].acquire()
+        pause = FIRST_PAUSE
+        while True:
+            transaction: Transaction | None = None
+            try:
+                transaction = await self._one(held, step)
+                await transaction.begin()
+                return transaction
+            except (psycopg.OperationalError, psycopg.InterfaceError, OSError, TimeoutError) as error:
+                if transaction is not None:
+                    await transaction.discard()
+                    await self._turns[step.is_async].acquire()
+                log.warning("a connection for step %r: %s; trying again", held.step, str(error).strip())
+            except BaseException:
+                if transaction is not None:
+                    self.abandon(transaction)
+                else:
+                    self._turns[step.is_async].release()
+                raise
+            try:
+                await asyncio.sleep(pause * (0.5 + random.random()))
+            except BaseException:
+                self._turns[step.is_async].release()
+                raise
+            pause = min(pause * 2, LONGEST_PAUSE)
+
+    async def _one(self, held: Held, step: StepSpec) -> Transaction:
+        if self._maker_of == ("async" if step.is_async else "sync"):
+            kind = SessionTransaction if step.is_async else ThreadSessionTransaction
+            return kind(self, held.id, self._maker)
+        connection = await self._connection(step.is_async)
+        return (LoopTransaction if step.is_async else BlockingTransaction)(self, held.id, connection)
+
+    async def _connection(self, is_async: bool) -> Any:
+        kept = self._kept[is_async]
+        while kept:
+            connection = kept.pop()
+            if is_idle(connection):
+                return connection
+            await self._close_one(connection)
+        name = f"gen_durable {self._settings.name} step"
+        async with asyncio.timeout(self.deadline + 10.0):
+            if is_async:
+                return await open_step(self._url, name, self.sql, self.idle)
+            open_one = lambda: open_step_sync(self._url, name, self.sql, self.idle)  # noqa: E731
+            return await asyncio.get_running_loop().run_in_executor(self.threads, open_one)
+
+    @staticmethod
+    async def _close_one(connection: Any) -> None:
+        closing = connection.discard()
+        if closing is not None:
+            await closing
+
+    # What transactions report ---------------------------------------------------------------------
+
+    def give_back(self, connection: Any) -> None:
+        """Its transaction is over."""
+        is_async = isinstance(connection, psycopg.AsyncConnection)
+        if self._closed:
+            self._spawn(self._close_one(connection))
+        else:
+            self._kept[is_async].append(connection)
+        self._turns[is_async].release()
+
+    def discarded(self, connection: Any) -> None:
+        """It is closed."""
+        self._turns[isinstance(connection, psycopg.AsyncConnection)].release()
+
+    def ended(self, is_async: bool) -> None:
+        """A session is closed."""
+        self._turns[is_async].release()
+
+    async def undo(self, transaction: Transaction) -> None:
+        """Rolls a transaction back."""
+        try:
+            await transaction.undo()
+        except asyncio.CancelledError:
+            self.abandon(transaction)
+            raise
+
+    def abandon(self, transaction: Transaction) -> None:
+        """Ends a transaction at once, for a run that is cancelled."""
+        transaction.expire()
+        self._spawn(transaction.discard())
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._undoing.add(task)
+        task.add_done_callback(self._undone)
+
+    def _undone(self, task: asyncio.Task[None]) -> None:
+        self._undoing.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.warning("a transaction could not be ended in order: %s", str(error).strip())
+
+    async def close(self) -> None:
+        """Closes what is not in use; what is, is closed at its end."""
+        self._closed = True
+        for kept in self._kept.values():
+            while kept:
+                await self._close_one(kept.pop())
+        if self._undoing:
+            await asyncio.wait(set(self._undoing), timeout=1.0)
+        self.threads.shutdown()
