@@ -71,9 +71,7 @@ async def allow(stage: Stage, amount: int, *, lowered: bool = False) -> None:
 
 
 async def holding(stage: Stage) -> int:
-    count: int = await stage.value(
-        "SELECT count(*) FROM {schema}.instances WHERE gate = %s AND status IN (0, 2)", KEY
-    )
+    count: int = await stage.value("SELECT count(*) FROM {schema}.instances WHERE gate = %s AND status IN (0, 2)", KEY)
     return count
 
 

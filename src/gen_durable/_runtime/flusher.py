@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import psycopg
 
@@ -32,41 +32,63 @@ _REFUSALS = (
 
 
 class Flusher:
-    """Sends outcomes. No timer: on an idle system a lone outcome goes at once, under load groups grow by themselves."""
+    """Sends outcomes. No timer: on an idle system a lone outcome goes at once, under load groups grow by themselves.
+
+    The main link serves all outcomes but those that insert children, whose transactions may be long: they have the
+    second one. It serves outcomes that free slots too, when the main one is busy: the looks at their lines take the
+    server longer than the client, and two sessions do them at once.
+    """
 
     def __init__(
         self,
         link: Link,
+        second: Link,
         committer: Committer,
         settled: Settled,
         keep: Callable[[Held], float],
     ) -> None:
         self._link = link
+        self._second = second
         self._committer = committer
         self._settled = settled
         self._keep = keep
-        self._pending: list[Entry] = []
-        self._more = asyncio.Event()
+        self._plain: list[Entry] = []
+        self._gated: list[Entry] = []
+        self._families: list[Entry] = []
+        self._more = {link: asyncio.Event(), second: asyncio.Event()}
+        self._sending: set[Link] = set()
+        self._failing: set[Link] = set()
         self._idle = asyncio.Event()
         self._idle.set()
         self._most = BATCH
-        self._sending = False
         self._refused_once: set[Fence] = set()
-        self.failing = False  # the database refuses commits for a reason that is not an outcome's
+
+    @property
+    def failing(self) -> bool:
+        """Whether the database refuses commits, for a reason that is not an outcome's."""
+        return bool(self._failing)
 
     @property
     def waiting(self) -> int:
         """How many outcomes wait for the next group."""
-        return len(self._pending)
+        return len(self._plain) + len(self._gated) + len(self._families)
 
     def wants_turn(self, left: int) -> bool:
-        """Whether a group is there to be sent, at least as large as what is left to be run meanwhile."""
-        return not self._sending and len(self._pending) >= max(left, WORTHWHILE)
+        """Whether nothing is on its way, and a group is there that is as large as what is left to be run meanwhile.
+
+        (While a group is on its way, running steps make the next one as large as they can.)
+        """
+        return not self._sending and self.waiting >= max(left, WORTHWHILE)
 
     def add(self, held: Held, record: Record) -> None:
         """Takes an outcome for the next group."""
-        self._pending.append((held, record))
-        self._more.set()
+        if held.spawning:
+            self._families.append((held, record))
+        else:
+            (self._plain if held.gate is None else self._gated).append((held, record))
+            self._more[self._link].set()
+        if held.spawning or held.gate is not None:
+            self._more[self._second].set()
         self._idle.clear()
 
     async def wait_idle(self) -> None:
@@ -74,54 +96,50 @@ class Flusher:
         await self._idle.wait()
 
     async def run(self) -> None:
-        """The loop; runs until it is cancelled."""
-        while True:
-            await self._more.wait()
-            await self.flush()
+        """The loops; they run until this is cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._serve(self._link, self._next_batch), name="gen_durable flusher")
+            group.create_task(self._serve(self._second, self._next_aside), name="gen_durable second flusher")
 
     async def flush(self) -> None:
-        """Commits everything that was added."""
-        self._more.clear()
-        self._sending = True
-        while self._pending:
-            batch = self._next_batch()
-            # Rows are locked in id order.
-            batch.sort(key=lambda entry: entry[0].id)
-            # The outcomes that insert children take several statements; the others need not wait for them.
-            families = [entry for entry in batch if entry[0].spawning]
-            if families:
-                batch = [entry for entry in batch if not entry[0].spawning]
-            if batch:
-                await self._commit(batch)
-            for family in _by_size(families):
-                await self._commit(family)
-        self._sending = False
-        self._idle.set()
+        """Commits everything that was added, over the main link."""
+        await self._send_all(self._link, lambda: self._next_batch() or self._next_aside())
+
+    async def _serve(self, link: Link, next_batch: Callable[[], list[Entry]]) -> None:
+        while True:
+            await self._more[link].wait()
+            await self._send_all(link, next_batch)
+
+    async def _send_all(self, link: Link, next_batch: Callable[[], list[Entry]]) -> None:
+        self._more[link].clear()
+        self._sending.add(link)
+        while batch := next_batch():
+            await self._commit(link, batch)
+        self._sending.discard(link)
+        if not self._sending and not self.waiting:
+            self._idle.set()
 
     def _next_batch(self) -> list[Entry]:
-        """As many outcomes as fit, by number and by bytes: a group must get through within the link's deadline."""
-        size = count = 0
-        for _, record in self._pending[: self._most]:
-            size += len(record.state or b"") + len(record.result or b"")
-            if count and size > BATCH_BYTES:
-                break
-            count += 1
-        batch = self._pending[:count]
-        del self._pending[:count]
-        return batch
+        """What waits for the main link: as many outcomes as go into a group."""
+        batch = _cut([], self._plain, self._most)
+        return _in_order(_cut(batch, self._gated, self._most))
 
-    async def _commit(self, batch: list[Entry], *, in_doubt: bool = False) -> None:
+    def _next_aside(self) -> list[Entry]:
+        """What waits for the second: outcomes that free slots, else those that insert children."""
+        return _in_order(_cut([], self._gated, self._most) or _cut_families(self._families))
+
+    async def _commit(self, link: Link, batch: list[Entry], *, in_doubt: bool = False) -> None:
         """Commits a group, for as long as it takes; one that the database refuses is split to find the bad outcome."""
         pause = 0.05
         wake = self._settled.wake_list(batch)
         while True:
             started = time.monotonic()
             try:
-                committed = await self._committer.send(self._link, batch, wake)
+                committed = await self._committer.send(link, batch, wake)
                 break
             except DuplicateInstance as error:
                 if len(batch) > 1:
-                    await self._halves(batch, in_doubt=in_doubt)
+                    await self._halves(link, batch, in_doubt=in_doubt)
                 else:
                     self._settled.refused(batch[0][0], error)
                 return
@@ -131,24 +149,24 @@ class Flusher:
                 in_doubt = True
                 self._most = max(1, len(batch) // 2)
                 if len(batch) > 1:
-                    await self._halves(batch, in_doubt=True)
+                    await self._halves(link, batch, in_doubt=True)
                     return
             except psycopg.Error as error:
                 if wake and isinstance(error, psycopg.errors.ProgramLimitExceeded):
                     wake = []  # the server's queue of notifications is full, perhaps: that is no outcome's fault
                 elif isinstance(error, _REFUSALS) and len(batch) > 1:
-                    await self._halves(batch, in_doubt=in_doubt)
+                    await self._halves(link, batch, in_doubt=in_doubt)
                     return
                 elif isinstance(error, _REFUSALS):
-                    self.failing = False  # the fault is this outcome's
+                    self._failing.discard(link)  # the fault is this outcome's
                     if not self._refused(batch[0], error):
                         return
                 else:
-                    self.failing = True
+                    self._failing.add(link)
                     log.warning("commit of %d outcomes: %s; trying again", len(batch), str(error).strip())
                     await asyncio.sleep(pause)
                     pause = min(pause * 2, LONGEST_PAUSE)
-        self.failing = False
+        self._failing.discard(link)
         self._most = min(BATCH, self._most * 2)
         missing = [entry for entry in batch if fence(entry) not in committed]
         if missing and in_doubt:
@@ -162,10 +180,10 @@ class Flusher:
             else:
                 self._settled.left(entry[0], None)
 
-    async def _halves(self, batch: list[Entry], *, in_doubt: bool) -> None:
+    async def _halves(self, link: Link, batch: list[Entry], *, in_doubt: bool) -> None:
         middle = len(batch) // 2
-        await self._commit(batch[:middle], in_doubt=in_doubt)
-        await self._commit(batch[middle:], in_doubt=in_doubt)
+        await self._commit(link, batch[:middle], in_doubt=in_doubt)
+        await self._commit(link, batch[middle:], in_doubt=in_doubt)
 
     def _refused(self, entry: Entry, error: psycopg.Error) -> bool:
         """Makes an outcome that Postgres refuses a failure of its instance; answers whether to send that."""
@@ -183,16 +201,37 @@ class Flusher:
         return True
 
 
-def _by_size(families: list[Entry]) -> Iterator[list[Entry]]:
-    """Groups of outcomes with children, each of some thousand children at most, or of a single outcome."""
-    group: list[Entry] = []
-    size = 0
-    for entry in families:
-        count = len(entry[0].spawning or ())
-        if group and size + count > FAMILY:
-            yield group
-            group, size = [], 0
-        group.append(entry)
-        size += count
-    if group:
-        yield group
+def _in_order(batch: list[Entry]) -> list[Entry]:
+    batch.sort(key=lambda entry: entry[0].id)  # rows are locked in the order of ids
+    return batch
+
+
+def _cut(batch: list[Entry], pending: list[Entry], most: int) -> list[Entry]:
+    """Adds as many as fit to a group, by number and by bytes: it must get through within the link's deadline."""
+    size = sum(map(_bytes, batch))
+    count = 0
+    for entry in pending[: most - len(batch)]:
+        size += _bytes(entry)
+        if (batch or count) and size > BATCH_BYTES:
+            break
+        count += 1
+    batch += pending[:count]
+    del pending[:count]
+    return batch
+
+
+def _bytes(entry: Entry) -> int:
+    return len(entry[1].state or b"") + len(entry[1].result or b"")
+
+
+def _cut_families(pending: list[Entry]) -> list[Entry]:
+    """A group of outcomes with some thousand children at most, or a single outcome."""
+    size = count = 0
+    for held, _ in pending:
+        size += len(held.spawning or ())
+        if count and size > FAMILY:
+            break
+        count += 1
+    batch = pending[:count]
+    del pending[:count]
+    return batch

@@ -140,7 +140,8 @@ class Worker(Listener):
             release=self._claimer.release,
         )
         self._committer = Committer(commits, self._sql, self.id, self, self._hooks, self._admitter)
-        self._flusher = Flusher(commits, self._committer, self, lambda held: self._executor.keep(held.spec))
+        second = self._link("commit aside")
+        self._flusher = Flusher(commits, second, self._committer, self, lambda held: self._executor.keep(held.spec))
         self._transactor = Transactor(self._committer, self, self._crashed)
         self._timers = Timers(self._service_link, self._sql, poll, self._claimer.announce, self._admitter.expect)
         # Where notifications come, schedules are asked for only then, and when one is due.
