@@ -74,7 +74,7 @@ class Claimed:
 async def flush(server: Server, sizes: list[int], wake: list[str] | None = None, op: int = END) -> Owner:
     owner = Owner(wake or [])
     committer = Committer(server, catalog("gen_durable"), 7, owner, Hooks())
-    flusher = Flusher(server, committer, owner, lambda held: 60.0)
+    flusher = Flusher(server, server, committer, owner, lambda held: 60.0)
     for number, size in enumerate(sizes, 1):
         result = msgspec.Raw(b'"' + b"x" * size + b'"')
         flusher.add(cast("Held", Claimed(number)), Record(number, 1, op, result=result))

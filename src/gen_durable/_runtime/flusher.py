@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import psycopg
 
@@ -31,6 +32,16 @@ _REFUSALS = (
 )
 
 
+@dataclass(eq=False, slots=True)
+class Way:
+    """One connection for commits, and what becomes of them there."""
+
+    link: Link
+    more: asyncio.Event = field(default_factory=asyncio.Event)  # something may wait for it
+    sending: bool = False
+    failing: bool = False  # the database refuses commits for a reason that is not an outcome's
+
+
 class Flusher:
     """Sends outcomes. No timer: on an idle system a lone outcome goes at once, under load groups grow by themselves.
 
@@ -47,17 +58,13 @@ class Flusher:
         settled: Settled,
         keep: Callable[[Held], float],
     ) -> None:
-        self._link = link
-        self._second = second
+        self._main, self._second = Way(link), Way(second)
         self._committer = committer
         self._settled = settled
         self._keep = keep
         self._plain: list[Entry] = []
         self._gated: list[Entry] = []
         self._families: list[Entry] = []
-        self._more = {link: asyncio.Event(), second: asyncio.Event()}
-        self._sending: set[Link] = set()
-        self._failing: set[Link] = set()
         self._idle = asyncio.Event()
         self._idle.set()
         self._most = BATCH
@@ -66,19 +73,23 @@ class Flusher:
     @property
     def failing(self) -> bool:
         """Whether the database refuses commits, for a reason that is not an outcome's."""
-        return bool(self._failing)
+        return self._main.failing or self._second.failing
 
     @property
     def waiting(self) -> int:
         """How many outcomes wait for the next group."""
         return len(self._plain) + len(self._gated) + len(self._families)
 
+    @property
+    def _busy(self) -> bool:
+        return self._main.sending or self._second.sending
+
     def wants_turn(self, left: int) -> bool:
         """Whether nothing is on its way, and a group is there that is as large as what is left to be run meanwhile.
 
         (While a group is on its way, running steps make the next one as large as they can.)
         """
-        return not self._sending and self.waiting >= max(left, WORTHWHILE)
+        return not self._busy and self.waiting >= max(left, WORTHWHILE)
 
     def add(self, held: Held, record: Record) -> None:
         """Takes an outcome for the next group."""
@@ -86,9 +97,9 @@ class Flusher:
             self._families.append((held, record))
         else:
             (self._plain if held.gate is None else self._gated).append((held, record))
-            self._more[self._link].set()
+            self._main.more.set()
         if held.spawning or held.gate is not None:
-            self._more[self._second].set()
+            self._second.more.set()
         self._idle.clear()
 
     async def wait_idle(self) -> None:
@@ -98,25 +109,25 @@ class Flusher:
     async def run(self) -> None:
         """The loops; they run until this is cancelled."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._serve(self._link, self._next_batch), name="gen_durable flusher")
+            group.create_task(self._serve(self._main, self._next_batch), name="gen_durable flusher")
             group.create_task(self._serve(self._second, self._next_aside), name="gen_durable second flusher")
 
     async def flush(self) -> None:
         """Commits everything that was added, over the main link."""
-        await self._send_all(self._link, lambda: self._next_batch() or self._next_aside())
+        await self._send_all(self._main, lambda: self._next_batch() or self._next_aside())
 
-    async def _serve(self, link: Link, next_batch: Callable[[], list[Entry]]) -> None:
+    async def _serve(self, way: Way, next_batch: Callable[[], list[Entry]]) -> None:
         while True:
-            await self._more[link].wait()
-            await self._send_all(link, next_batch)
+            await way.more.wait()
+            await self._send_all(way, next_batch)
 
-    async def _send_all(self, link: Link, next_batch: Callable[[], list[Entry]]) -> None:
-        self._more[link].clear()
-        self._sending.add(link)
+    async def _send_all(self, way: Way, next_batch: Callable[[], list[Entry]]) -> None:
+        way.more.clear()
+        way.sending = True
         while batch := next_batch():
-            await self._commit(link, batch)
-        self._sending.discard(link)
-        if not self._sending and not self.waiting:
+            await self._commit(way, batch)
+        way.sending = False
+        if not self._busy and not self.waiting:
             self._idle.set()
 
     def _next_batch(self) -> list[Entry]:
@@ -128,18 +139,18 @@ class Flusher:
         """What waits for the second: outcomes that free slots, else those that insert children."""
         return _in_order(_cut([], self._gated, self._most) or _cut_families(self._families))
 
-    async def _commit(self, link: Link, batch: list[Entry], *, in_doubt: bool = False) -> None:
+    async def _commit(self, way: Way, batch: list[Entry], *, in_doubt: bool = False) -> None:
         """Commits a group, for as long as it takes; one that the database refuses is split to find the bad outcome."""
         pause = 0.05
         wake = self._settled.wake_list(batch)
         while True:
             started = time.monotonic()
             try:
-                committed = await self._committer.send(link, batch, wake)
+                committed = await self._committer.send(way.link, batch, wake)
                 break
             except DuplicateInstance as error:
                 if len(batch) > 1:
-                    await self._halves(link, batch, in_doubt=in_doubt)
+                    await self._halves(way, batch, in_doubt=in_doubt)
                 else:
                     self._settled.refused(batch[0][0], error)
                 return
@@ -149,24 +160,24 @@ class Flusher:
                 in_doubt = True
                 self._most = max(1, len(batch) // 2)
                 if len(batch) > 1:
-                    await self._halves(link, batch, in_doubt=True)
+                    await self._halves(way, batch, in_doubt=True)
                     return
             except psycopg.Error as error:
                 if wake and isinstance(error, psycopg.errors.ProgramLimitExceeded):
                     wake = []  # the server's queue of notifications is full, perhaps: that is no outcome's fault
                 elif isinstance(error, _REFUSALS) and len(batch) > 1:
-                    await self._halves(link, batch, in_doubt=in_doubt)
+                    await self._halves(way, batch, in_doubt=in_doubt)
                     return
                 elif isinstance(error, _REFUSALS):
-                    self._failing.discard(link)  # the fault is this outcome's
+                    way.failing = False  # the fault is this outcome's
                     if not self._refused(batch[0], error):
                         return
                 else:
-                    self._failing.add(link)
+                    way.failing = True
                     log.warning("commit of %d outcomes: %s; trying again", len(batch), str(error).strip())
                     await asyncio.sleep(pause)
                     pause = min(pause * 2, LONGEST_PAUSE)
-        self._failing.discard(link)
+        way.failing = False
         self._most = min(BATCH, self._most * 2)
         missing = [entry for entry in batch if fence(entry) not in committed]
         if missing and in_doubt:
@@ -180,10 +191,10 @@ class Flusher:
             else:
                 self._settled.left(entry[0], None)
 
-    async def _halves(self, link: Link, batch: list[Entry], *, in_doubt: bool) -> None:
+    async def _halves(self, way: Way, batch: list[Entry], *, in_doubt: bool) -> None:
         middle = len(batch) // 2
-        await self._commit(link, batch[:middle], in_doubt=in_doubt)
-        await self._commit(link, batch[middle:], in_doubt=in_doubt)
+        await self._commit(way, batch[:middle], in_doubt=in_doubt)
+        await self._commit(way, batch[middle:], in_doubt=in_doubt)
 
     def _refused(self, entry: Entry, error: psycopg.Error) -> bool:
         """Makes an outcome that Postgres refuses a failure of its instance; answers whether to send that."""

@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 _WALL_CLOCK = "statement_timestamp()"
 _PARAMETER = re.compile(r"%\((\w+)\)s")
-_PART = re.compile(r"^\{part (\w+)\}$", re.MULTILINE)
+_PART = re.compile(r"\{part (\w+)\}")
 _SCHEMA_NAME = re.compile(r"[a-z_][a-z0-9_]{0,49}\Z")
 
 
@@ -123,9 +123,12 @@ def render(text: str, schema: str, *, test_clock: bool = False) -> str:
     return text
 
 
+def _without_comments(source: str) -> str:
+    return "\n".join(line for line in source.splitlines() if not line.lstrip().startswith("--"))
+
+
 def _compile(name: str, source: str, schema: str, test_clock: bool, parts: Mapping[str, str]) -> Statement:
-    whole = _PART.sub(lambda match: parts[match[1]], source)
-    body = "\n".join(line for line in whole.splitlines() if not line.lstrip().startswith("--"))
+    body = _PART.sub(lambda match: _without_comments(parts[match[1]]), _without_comments(source))
     names: list[str] = []
 
     def place(match: re.Match[str]) -> str:

@@ -19,7 +19,7 @@
 WITH want AS MATERIALIZED (
     SELECT w.lane, w.pool, w.room, w.solo
     FROM jsonb_to_recordset(%(wants)s::jsonb) AS w (lane int, pool int, room int, solo boolean, counted boolean)
-    JOIN {schema}.lanes l ON l.id = w.lane AND NOT l.paused AND (w.counted OR NOT {schema}.is_capped(l.queue))
+    JOIN {schema}.lanes l ON l.id = w.lane AND NOT l.paused AND (w.counted OR l.queue <> ALL ({part capped}))
     WHERE EXISTS (SELECT 1 FROM {schema}.workers k WHERE k.id = %(worker)s::int)
 ),
 peek AS (

@@ -28,7 +28,7 @@ freed AS MATERIALIZED (
 place AS MATERIALIZED (
     SELECT w.lane, w.pool, w.room
     FROM jsonb_to_recordset(%(pools)s::jsonb) AS w (lane int, pool int, room int)
-    JOIN {schema}.lanes l ON l.id = w.lane AND NOT l.paused AND NOT {schema}.is_capped(l.queue)
+    JOIN {schema}.lanes l ON l.id = w.lane AND NOT l.paused AND l.queue <> ALL ({part capped})
     WHERE NOT %(report)s::boolean AND EXISTS (SELECT FROM {schema}.workers k WHERE k.id = %(worker)s::int)
 ),
 picked AS MATERIALIZED (
@@ -44,7 +44,7 @@ picked AS MATERIALIZED (
     ) n
     WHERE NOT EXISTS (
         SELECT FROM {schema}.limits c
-        WHERE c.kind = 'concurrency' AND c.name = {schema}.limit_of(f.line) AND c.lowered
+        WHERE c.kind = 'concurrency' AND c.name = ANY (ARRAY[{schema}.limit_of(f.line)]) AND c.lowered
     )
 ),
 next AS MATERIALIZED (

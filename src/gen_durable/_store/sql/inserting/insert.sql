@@ -19,9 +19,7 @@ WITH given AS MATERIALIZED (
         coalesce(g.at, {clock} + make_interval(secs => coalesce(g.delay, 0))) AS due_at,
         coalesce(g.gate, g.rate) AS line,
         CASE WHEN g.at IS NULL AND coalesce(g.delay, 0) = 0 AND coalesce(g.gate, g.rate) IS NULL AND NOT l.paused
-            AND l.queue <> ALL (
-                ARRAY(SELECT c.name FROM {schema}.limits c WHERE c.kind = 'queue' AND c.amount IS NOT NULL)
-            ) THEN (
+            AND l.queue <> ALL ({part capped}) THEN (
             SELECT k.id FROM {schema}.workers k WHERE k.id = %(worker)s::int
         ) END AS worker
     FROM ROWS FROM (

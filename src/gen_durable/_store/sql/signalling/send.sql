@@ -49,7 +49,7 @@ put AS (
 ),
 fresh AS MATERIALIZED (
     SELECT f.id, f.wakes, f.line, l.queue, CASE WHEN f.wakes AND f.line IS NULL AND f.crashes = 0 AND NOT l.paused
-        AND NOT {schema}.is_capped(l.queue) THEN (
+        AND l.queue <> ALL ({part capped}) THEN (
         SELECT k.id FROM {schema}.workers k WHERE k.id = %(worker)s::int AND f.lane = ANY (%(lanes)s::int[])
     ) END AS worker
     FROM put p
