@@ -143,6 +143,8 @@ async def test_every_statement_runs_with_an_empty_search_path(stage: Stage) -> N
         "workers/register": {"lanes": [1], "queues": "{}"},
         "workers/heartbeat": {"lanes": [1]},
         "pruning/runs": {"keep": 1.0},
+        "committing/end_alone": {"keep": 1.0},
+        "committing/go_on_alone": {"kind": 0},
         "transacting/session": {"names": ["jit"], "values": ["off"]},
     }
     await stage.ask(clock_sql(stage.schema))  # else there is nothing to advance
