@@ -80,14 +80,17 @@ async def havoc(bank: Bank, server: Server, workers: list[Process], over: asynci
     began = time.monotonic()
     while not over.is_set():
         await asyncio.sleep(0.5)  # the pace of the blows, which is what the test is about
+        for place, worker in enumerate(workers):
+            if not worker.alive:  # one that found no server when it started, and gave up
+                workers[place] = bank.one_more()
         kind = next(kinds)
         if done["crashes"] < restarts and time.monotonic() - began > (done["crashes"] + 0.5) * SECONDS / restarts:
             kind = "crashes"
         done[kind] += 1
         if kind == "kills":
-            victim = dice.choice([worker for worker in workers if worker.alive])
-            victim.kill()
-            workers[workers.index(victim)] = bank.one_more()
+            place = dice.randrange(len(workers))
+            workers[place].kill()
+            workers[place] = bank.one_more()
         elif kind == "cuts":
             bank.proxy.cut()
         elif kind == "lost":
@@ -122,6 +125,7 @@ async def move_money(bank: Bank, server: Server, kinds: list[Any], count: int) -
             await asyncio.sleep(max(0.0, began + (part + 1) * SECONDS / parts - time.monotonic()))
         over.set()
         done = await blows
+        workers.append(bank.one_more())  # the others may just have found no server
         await until(lambda: bank.left() == 0, 60 + count / 30, why="the end of all transfers")
     for worker in workers:
         worker.kill()
