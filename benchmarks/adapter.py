@@ -11,9 +11,11 @@
 
 * ``keyed``, ``wide``, ``metered``: ``noop`` under one of 100 concurrency keys that let one run at a time; under one of
   100 that let 50; under a rate that is never reached;
+* ``paid``, ``paid_alone``: a job that updates one row of 10,000, in the transaction of its outcome; on a connection of
+  its own, and so in a transaction of its own;
 * ``crowd``: a job that holds its concurrency key, the same for all of them, until its worker ends.
 
-The last six are for engines that have such things: see ``Waiting``.
+The last eight are for engines that have such things: see ``Waiting``.
 """
 
 from __future__ import annotations

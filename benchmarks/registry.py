@@ -8,9 +8,9 @@ from typing import Any
 
 OWN = "gen_durable"
 FLOOR = "floor"
-ALL = frozenset("ABCDEFGHN")
+ALL = frozenset("ABCDEFGHJN")
 COMMON = frozenset("ABCD")
-"""What every engine has; E and F need signals, and children with a join; G, H and N limits."""
+"""What every engine has; E and F need signals, and children with a join; G, H and N limits; J transactional steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,10 @@ ENTRIES = (
         "FROM gen_durable.instances i, generate_series(1, $1::int)",
         waiting="SELECT coalesce(sum(n), 0), coalesce(sum(n) - max(n), 0) "
         "FROM (SELECT count(*) AS n FROM gen_durable.instances WHERE status = 5 GROUP BY xmin::text) AS written",
-        options={"N": {"drain_timeout": 1.0}},  # the one that holds the crowd's key never ends
+        options={
+            "J": {"concurrency": 20},
+            "N": {"drain_timeout": 1.0},  # the one that holds the crowd's key never ends
+        },
     ),
     Entry(
         name=FLOOR,

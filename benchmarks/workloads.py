@@ -31,6 +31,7 @@ class Sizes:
     jobs: int = 20_000
     chains: int = 4_000
     singles: int = 1_000
+    paid: int = 10_000
     bulk: int = 20_000
     latencies: int = 200
     parked: int = 100_000
@@ -40,7 +41,9 @@ class Sizes:
     crowd: int = 1_000_000
 
 
-QUICK = Sizes(chains=1_000, singles=500, latencies=100, parked=20_000, idle=5.0, large=20_000, crowd=100_000)
+QUICK = Sizes(
+    paid=4_000, chains=1_000, singles=500, latencies=100, parked=20_000, idle=5.0, large=20_000, crowd=100_000
+)
 assert QUICK.latencies < MARKS
 
 
@@ -342,6 +345,10 @@ def tasks(only: str, procs: list[int], sizes: Sizes) -> list[Task]:
         _limited("G", "keyed", "jobs over 100 keys of one at a time", sizes.jobs),
         _limited("H", "wide", "jobs over 100 keys of 50 at a time, which never bind", sizes.jobs),
         _limited("H.rate", "metered", "jobs under a rate that never binds", sizes.jobs),
+        _draining("J", "paid", "transactional steps, 20 in flight", "steps/s", sizes.paid, 1),
+        _draining(
+            "J", "paid_alone", "the same SQL in transactions of its own", "steps/s", sizes.paid, 1, key="J.alone"
+        ),
         Task(
             "N",
             Measure(
@@ -353,8 +360,8 @@ def tasks(only: str, procs: list[int], sizes: Sizes) -> list[Task]:
     return [task for task in found if task.letter in only]
 
 
-def _draining(letter: str, kind: str, title: str, unit: str, count: int, procs: int) -> Task:
-    key = letter if procs == 1 else f"{letter}.{procs}"
+def _draining(letter: str, kind: str, title: str, unit: str, count: int, procs: int, key: str = "") -> Task:
+    key = key or (letter if procs == 1 else f"{letter}.{procs}")
     plural = "1 worker process" if procs == 1 else f"{procs} worker processes"
     run = partial(drain, workload=letter, kind=kind, count=count, procs=procs)
     return Task(letter, Measure(key, f"{title}, {plural}", unit), run)

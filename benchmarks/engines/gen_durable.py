@@ -8,18 +8,23 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import psycopg
+from psycopg_pool import AsyncConnectionPool
 
 from benchmarks.adapter import FILLER
 from benchmarks.board import Board
 from gen_durable import Await, BulkItem, Context, Done, Engine, Machine, Next, Rate, Spawn, job, step
 
 KEYS = 100
+ACCOUNTS = 10_000
+PAY = "UPDATE accounts SET cents = cents + 1 WHERE id = %s"
+OPEN = "CREATE TABLE accounts AS SELECT n AS id, 0 AS cents FROM generate_series(0, 9999) n"
 LIMITS: dict[str, Any] = {
     "concurrency_limits": {"wide": 50},
     "rate_limits": {"fast": Rate(1_000_000, burst=1_000_000)},
 }
 
 _board: list[Board] = []
+_pool: list[AsyncConnectionPool[Any]] = []
 
 
 @job
@@ -44,6 +49,19 @@ async def wide(number: int) -> None:
 
 @job(rate_limit="fast")
 async def metered(number: int) -> None:
+    _board[0].hit()
+
+
+@job(transactional=True)
+async def paid(ctx: Context, number: int) -> None:
+    await ctx.conn.execute(PAY, (number % ACCOUNTS,))
+    _board[0].hit()
+
+
+@job
+async def paid_alone(number: int) -> None:
+    async with _pool[0].connection() as connection:
+        await connection.execute(PAY, (number % ACCOUNTS,))
     _board[0].hit()
 
 
@@ -121,6 +139,10 @@ def _instance(kind: str, number: int) -> Any:
             return metered.bind(number=number)
         case "crowd":
             return crowd.bind(number=number)
+        case "paid":
+            return paid.bind(number=number)
+        case "paid_alone":
+            return paid_alone.bind(number=number)
         case "waiter":
             return BulkItem(Waiter(number=number), key=f"waiter {number}")
         case _:
@@ -169,12 +191,15 @@ class Adapter:
         _board[:] = [board]
 
     def _engine(self) -> Engine:
-        machines = [noop, mark, keyed, wide, metered, crowd, Chain, Waiter, Parent]
+        machines = [noop, mark, keyed, wide, metered, paid, paid_alone, crowd, Chain, Waiter, Parent]
         options = {**LIMITS, **self._options}
         return Engine(self._url, machines=machines, queues={"default": self._concurrency}, **options)
 
     async def setup(self) -> None:
         await self._engine().migrate()
+        async with await psycopg.AsyncConnection.connect(self._url, autocommit=True) as connection:
+            await connection.execute(OPEN)
+            await connection.execute("ALTER TABLE accounts ADD PRIMARY KEY (id)")
 
     @asynccontextmanager
     async def client(self) -> AsyncIterator[Inserter]:
@@ -185,5 +210,9 @@ class Adapter:
     @asynccontextmanager
     async def worker(self) -> AsyncIterator[Inserter]:
         engine = self._engine()
-        async with engine:
+        pool = AsyncConnectionPool(
+            self._url, min_size=0, max_size=self._concurrency, kwargs={"autocommit": True}, open=False
+        )
+        async with pool, engine:
+            _pool[:] = [pool]
             yield Inserter(engine, self._url)

@@ -15,7 +15,7 @@ from typing import Any
 
 import psycopg
 
-from gen_durable import Engine
+from gen_durable import Engine, embedded
 from gen_durable._store.connection import fetch_sync
 from gen_durable._store.operation import catalog
 from gen_durable.status import TransitionKind
@@ -189,6 +189,33 @@ class Chaos:
         """Waits until nothing is left to do, and checks that nothing failed."""
         await until(lambda: self.left() == 0, timeout, why="the end of all instances")
         assert self.rows("SELECT id, error FROM {schema}.finished WHERE status <> 6") == []
+
+
+class Server:
+    """A server of the test's own, on one port over restarts."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.url = embedded.start(path)
+        self._port = embedded.status(path).port
+
+    def crash(self) -> None:
+        """What ``pg_ctl stop -m immediate`` sends, which itself refuses to run as root: no checkpoint, no farewell."""
+        pid = embedded.status(self.path).pid
+        assert pid is not None
+        os.kill(pid, signal.SIGQUIT)
+
+    def gone(self) -> bool:
+        return embedded.status(self.path).pid is None
+
+    async def restart(self) -> None:
+        assert await asyncio.to_thread(embedded.start, self.path, port=self._port) == self.url
+
+    async def crash_and_restart(self, absence: float = 0.0) -> None:
+        self.crash()
+        await until(self.gone, why="the end of the server")
+        await asyncio.sleep(absence)  # how long it is away is what the test is about
+        await self.restart()
 
 
 class Client:

@@ -2,63 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
-import shutil
 import signal
-import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import psycopg
 import pytest
 from chaos_worker import MACHINES, Chain, Hold, open_journal, quick
-from harness import Chaos, until
+from harness import Chaos, Server, until
 
-from gen_durable import Engine, embedded
+from gen_durable import Engine
 from gen_durable.events import ReconnectEvent, WorkerDeadEvent
 
 pytestmark = pytest.mark.crash
-
-
-class Server:
-    """A server of the test's own, on one port over restarts."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.url = embedded.start(path)
-        self._port = embedded.status(path).port
-
-    def crash(self) -> None:
-        """What ``pg_ctl stop -m immediate`` sends, which itself refuses to run as root: no checkpoint, no farewell."""
-        pid = embedded.status(self.path).pid
-        assert pid is not None
-        os.kill(pid, signal.SIGQUIT)
-
-    def gone(self) -> bool:
-        return embedded.status(self.path).pid is None
-
-    async def restart(self) -> None:
-        assert await asyncio.to_thread(embedded.start, self.path, port=self._port) == self.url
-
-    async def crash_and_restart(self, absence: float = 0.0) -> None:
-        self.crash()
-        await until(self.gone, why="the end of the server")
-        await asyncio.sleep(absence)  # how long it is away is what the test is about
-        await self.restart()
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    folder = Path(tempfile.mkdtemp(prefix="gd-crash-"))
-    folder.chmod(0o711)  # the server may run as another user
-    try:
-        yield Server(folder / "pg")
-    finally:
-        embedded.stop(folder / "pg")
-        shutil.rmtree(folder)
 
 
 @pytest.fixture

@@ -154,6 +154,39 @@ async def test_what_a_step_discards_of_its_session_costs_a_run(build: Build, not
     assert await notes.all() == ["0", "1"]
 
 
+@pytest.mark.parametrize("is_async", [True, False], ids=["async", "def"])
+async def test_rollbacks_of_savepoints_cost_no_run(build: Build, notes: Notes, is_async: bool) -> None:
+    """R5: psycopg deallocates all that is prepared after a rollback: what the commit needs is prepared anew."""
+    runs: list[int] = []
+
+    @job(transactional=True)
+    async def on_the_loop(ctx: Context, n: int) -> None:
+        runs.append(n)
+        for _ in range(3):
+            await notes.add(ctx, str(n))  # often enough to be prepared
+        if n % 2:
+            async with ctx.conn.transaction():
+                await notes.add(ctx, "never")
+                raise psycopg.Rollback
+
+    @job(transactional=True)
+    def in_a_thread(ctx: Context, n: int) -> None:
+        runs.append(n)
+        for _ in range(3):
+            ctx.conn.execute(notes.insert, (ctx.id, str(n)))
+        if n % 2:
+            with ctx.conn.transaction():
+                ctx.conn.execute(notes.insert, (ctx.id, "never"))
+                raise psycopg.Rollback
+
+    tried = on_the_loop if is_async else in_a_thread
+    async with build(tried, transaction_pool_size=1) as engine:
+        for n in range(8):
+            await (await engine.insert(tried.bind(n=n))).result(timeout=15)
+    assert runs == list(range(8))
+    assert await notes.all() == sorted(str(n) for n in range(8) for _ in range(3))
+
+
 async def test_the_server_ends_a_transaction_that_idles_for_too_long(build: Build, notes: Notes) -> None:
     """R5: idle_in_transaction_session_timeout is the setting transaction_idle_timeout; that is the step's error."""
     runs: list[int] = []

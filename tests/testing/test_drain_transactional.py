@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -12,10 +12,12 @@ from gen_durable import Backoff, Context, Done, Engine, Job, Machine, Next, Spaw
 
 
 @pytest.fixture
-async def table(sql: Callable[..., Any], durable_schema: str, durable_engine: Callable[..., Engine]) -> str:
+async def table(sql: Callable[..., Any], durable_schema: str) -> AsyncIterator[str]:
     """A table of the user's."""
     await sql("CREATE TABLE {s}.notes (what text)")
-    return f"{durable_schema}.notes"
+    await sql("CREATE TABLE {s}.pairs (id int UNIQUE DEFERRABLE INITIALLY DEFERRED)")
+    yield f"{durable_schema}.notes"
+    await sql("DROP TABLE {s}.notes, {s}.pairs")
 
 
 async def test_a_drain_runs_transactional_steps(
@@ -60,7 +62,6 @@ async def test_a_drain_runs_a_step_again_after_a_conflict(
 ) -> None:
     """R5: no attempt is spent; an error of the COMMIT is the step's."""
     runs: list[int] = []
-    await sql("CREATE TABLE {s}.pairs (id int UNIQUE DEFERRABLE INITIALLY DEFERRED)")
     pairs = table.replace("notes", "pairs")
 
     class Conflict(Job, transactional=True):

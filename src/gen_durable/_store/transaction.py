@@ -108,6 +108,12 @@ class StepConnection(AsyncConnection[Any]):
         """Closes it."""
         await super().close()
 
+    def _deallocate(self, name: bytes | None) -> Any:
+        """psycopg forgets what it has prepared after a rollback, and with that what we have."""
+        if name is None:
+            self.prepared.clear()
+        return super()._deallocate(name)
+
     def ready(self) -> None:
         """Undoes what an earlier step may have set on the object."""
         self.row_factory = tuple_row
@@ -136,6 +142,12 @@ class StepConnectionSync(Connection[Any]):
     def discard(self) -> None:
         """Closes it."""
         super().close()
+
+    def _deallocate(self, name: bytes | None) -> Any:
+        """psycopg forgets what it has prepared after a rollback, and with that what we have."""
+        if name is None:
+            self.prepared.clear()
+        return super()._deallocate(name)
 
     def ready(self) -> None:
         """Undoes what an earlier step may have set on the object."""
