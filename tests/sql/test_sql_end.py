@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any, NamedTuple
 
 import msgspec
@@ -103,15 +104,15 @@ async def terminal(stage: Stage, id_: int) -> Row:
 async def test_it_leaves_the_same_rows_as_the_general_statement(stage: Stage, fields: dict[str, Any]) -> None:
     """R1, R3: the terminal row with all that it holds, the inbox, the history, a key that stays taken."""
     found = []
-    for ending in (end, Stage.commit):
-        id_, rev, _ = await stage.held(priority=3, key=f"order:{ending.__name__}", scope=1 << 6 | 1 << 7)
+    for number, ending in enumerate((end, partial(Stage.commit, general=True), Stage.commit)):
+        id_, rev, _ = await stage.held(priority=3, key=f"order:{number}", scope=1 << 6 | 1 << 7)
         await stage.send(id_, "other", {"n": 1})
         await ending(stage, outcome(id_, rev, 2) | fields)
         row = await terminal(stage, id_)
         stub = await stage.row(id_, "status, step, scope")
         found.append((row[:9], row[10:], stub, [step[1:] for step in await stage.history(id_)]))
         assert await stage.value("SELECT count(*) FROM {schema}.signals WHERE instance_id = %s", id_) == 0
-    assert found[0] == found[1]
+    assert found[0] == found[1] == found[2]
 
 
 async def test_a_lost_claim_ends_nothing(stage: Stage) -> None:

@@ -330,7 +330,7 @@ async def test_dropping_does_not_wait_long_for_an_open_commit(stage: Stage) -> N
     committer = await stage.connect()
     before = await partitions(stage)
     async with committer.transaction():
-        await stage.commit(outcome(id_, rev, 2), on=committer)
+        await stage.commit(outcome(id_, rev, 2), general=True, on=committer)
         ((dropped, _),) = await stage.run("pruning/partitions")
         assert dropped == []
     assert await partitions(stage) >= before
@@ -345,9 +345,24 @@ async def test_a_commit_waits_for_a_drop_and_goes_on(stage: Stage) -> None:
     async with dropper.transaction():
         ((dropped, _),) = await stage.run("pruning/partitions", on=dropper)
         assert len(dropped) == 1
-        task = asyncio.create_task(stage.commit(outcome(id_, rev, 2), on=committer))
+        task = asyncio.create_task(stage.commit(outcome(id_, rev, 2), general=True, on=committer))
         await stage.until_waiting(task, committer)
     assert await task == [id_]
+
+
+async def test_a_row_for_the_default_partition_is_sent_again_when_its_own_is_attached(stage: Stage) -> None:
+    """R3: Postgres refuses it, without the name of a constraint, by which the flusher knows; then it finds its place."""
+    id_, rev, _ = await stage.held()
+    maker, committer = await stage.connect(), await stage.connect()
+    await drop_partitions(stage)
+    async with maker.transaction():
+        await stage.run("pruning/ensure", on=maker)
+        task = asyncio.create_task(stage.commit(outcome(id_, rev, 2), on=committer))
+        await stage.until_waiting(task, committer)
+    with pytest.raises(psycopg.errors.CheckViolation) as refused:
+        await task
+    assert refused.value.diag.constraint_name is None
+    assert await stage.commit(outcome(id_, rev, 2), on=committer) == [id_]
 
 
 async def drop_partitions(stage: Stage) -> None:

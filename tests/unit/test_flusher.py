@@ -139,6 +139,19 @@ async def test_a_full_queue_of_notifications_costs_the_wake_up_alone() -> None:
     assert server.wakes == [["default"], []]
 
 
+async def test_a_partition_that_is_attached_meanwhile_is_no_outcomes_fault() -> None:
+    """R3, R27: the row was bound for the default partition, which then does not take it any more: it is sent again."""
+    once = [psycopg.errors.CheckViolation("new row violates partition constraint")]
+
+    def attached(group: list[dict[str, Any]], wake: list[str]) -> None:
+        if once:
+            raise once.pop()
+
+    server = Server(attached)
+    await flush(server, [1] * 6)
+    assert server.groups == [[1, 2, 3, 4, 5, 6]] * 2
+
+
 @pytest.mark.parametrize("number", [1, 4])
 async def test_what_is_refused_without_a_wake_up_too_is_an_outcomes_fault(number: int) -> None:
     """R8, R27: the same error may be one outcome's own: then that one fails, and the others commit."""

@@ -106,14 +106,11 @@ class Committer:
             LinkDown, psycopg.Error: as the channel does.
         """
         gates = [held.gate for held, record in batch if held.gate is not None and _frees(record)]
-        if all(_only_ends(*entry) for entry in batch):
+        ends = all(_only_ends(record) for _, record in batch)
+        children = any(held.parent_id is not None for held, _ in batch)
+        if ends and not children:
             return await self._send_ends(channel, batch, gates)
-        request = self._alone(*batch[0]) or self._sql["committing/commit"].bind(
-            worker=self._worker,
-            outcomes=_listed(batch),
-            first=msgspec.json.encode(locked_first(batch)).decode(),
-            wake=wake,
-        )
+        request = self._alone(*batch[0]) or self._request(batch, wake, ends=ends and not gates)
         families = bool(batch[0][0].spawning)
         if gates and batch[0][1].mark is not None:
             knock = self._sql["limiting/freed"].bind(lines=sorted(set(gates)))
@@ -148,6 +145,13 @@ class Committer:
         ended = next((row[1] for row in rows if row[0] == "done"), None)
         done = set(() if ended is None else _decode_ids(ended))
         return {fence(entry) for entry in batch if entry[0].id in done}
+
+    def _request(self, batch: list[Entry], wake: list[str], *, ends: bool) -> Request:
+        first = msgspec.json.encode(locked_first(batch)).decode()
+        outcomes = _listed(batch)
+        if ends:
+            return self._sql["committing/end_joined"].bind(worker=self._worker, outcomes=outcomes, first=first)
+        return self._sql["committing/commit"].bind(worker=self._worker, outcomes=outcomes, first=first, wake=wake)
 
     def _alone(self, held: Held, record: Record) -> Request | None:
         """The small statement for an outcome that goes alone and needs no more; None: it is ``commit.sql``'s."""
@@ -275,10 +279,9 @@ def _listed(batch: list[Entry]) -> str:
     return encode_records([record for _, record in batch]).decode()
 
 
-def _only_ends(held: Held, record: Record) -> bool:
-    """Whether ``end.sql`` can commit it: it ends the instance, counts no join, and has no history of its own."""
-    ends = record.op == END and held.parent_id is None and record.mark is None
-    return ends and record.history < 2 and (record.kind > 3 or not record.error)
+def _only_ends(record: Record) -> bool:
+    """Whether an outcome ends its instance, and needs no history of its own."""
+    return record.op == END and record.mark is None and record.history < 2 and (record.kind > 3 or not record.error)
 
 
 def _frees(record: Record) -> bool:

@@ -165,6 +165,8 @@ class Flusher:
             except psycopg.Error as error:
                 if wake and isinstance(error, psycopg.errors.ProgramLimitExceeded):
                     wake = []  # the server's queue of notifications is full, perhaps: that is no outcome's fault
+                elif isinstance(error, psycopg.errors.CheckViolation) and error.diag.constraint_name is None:
+                    continue  # a terminal row was bound for the default partition when its day's was attached
                 elif isinstance(error, _REFUSALS) and len(batch) > 1:
                     await self._halves(way, batch, in_doubt=in_doubt)
                     return

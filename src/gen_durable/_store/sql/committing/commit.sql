@@ -20,12 +20,7 @@
 --   of each parent whose join opened; (how many notifications went out, -2, null) if any; (how many lines were knocked
 --   at, -3, null) if any.
 -- The transition that ends an instance needs no row of its own: the terminal row says all of it (its "took" is set then).
-WITH locked AS MATERIALIZED (
-    SELECT i.id
-    FROM jsonb_array_elements_text(%(first)s::jsonb) AS f
-    JOIN {schema}.instances i ON i.id = ANY (ARRAY[f::bigint])
-    FOR NO KEY UPDATE OF i
-),
+{part locked}
 o AS MATERIALIZED (
     SELECT g.id, g.rev, coalesce(g.op, 2::smallint) AS op, g.step, g.state, g.lane, g.priority, g.delay, g.attempt,
         g.crashes, g.result, g.keep, g.error, coalesce(g.kind, 3::smallint) AS kind, g.ran, coalesce(g.tried, 0) AS tried,
@@ -133,27 +128,7 @@ marked AS (
     WHERE s.instance_id = ANY (ARRAY[h.instance_id]) AND s.id >= h.id AND s.id <= h.id
         AND (h.status < 2 OR s.dedup_key IS NOT NULL)
 ),
-counted AS MATERIALIZED (
-    SELECT e.parent_id, e.parent_spawn, count(*) AS ends, count(*) FILTER (WHERE e.kind = 3) AS good
-    FROM ended e
-    WHERE e.parent_id IS NOT NULL
-    GROUP BY 1, 2
-),
-joined AS (
-    UPDATE {schema}.instances p
-    SET status = CASE
-            WHEN {schema}.join_opens(p.children_left, p.children_spare, c.ends, c.good) THEN {schema}.ready(p.line)
-            ELSE 4
-        END,
-        due_at = CASE
-            WHEN {schema}.join_opens(p.children_left, p.children_spare, c.ends, c.good) THEN {clock} ELSE p.due_at
-        END,
-        children_left = p.children_left - CASE WHEN p.children_spare IS NULL THEN c.ends ELSE c.good END,
-        children_spare = p.children_spare - (c.ends - c.good)
-    FROM counted c
-    WHERE p.id = ANY (ARRAY[c.parent_id]) AND p.status = 4 AND p.spawn = ANY (ARRAY[c.parent_spawn])
-    RETURNING p.id, p.status, p.lane, p.line
-),
+{part joined}
 knocked AS (
     INSERT INTO {schema}.knocks (line)
     SELECT b.line FROM went_back b WHERE b.line IS NOT NULL
