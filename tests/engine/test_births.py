@@ -172,7 +172,7 @@ REASONS: dict[str, Callable[[Worker], Any]] = {
     "it drains": lambda worker: setattr(worker._claimer, "closing", True),
     "a claim is under way": lambda worker: setattr(worker._claimer, "claiming", True),
     "claims fail": lambda worker: setattr(worker._claimer, "failing", True),
-    "commits fail": lambda worker: setattr(worker._flusher, "failing", True),
+    "commits fail": lambda worker: setattr(worker._flusher._main, "failing", True),
     "the queue is closed": lambda worker: setattr(worker.queues["default"], "closed", True),
     "the queue is paused": lambda worker: setattr(worker.queues["default"], "paused", True),
     "something is announced": lambda worker: setattr(worker.queues["default"], "empty", False),
@@ -192,7 +192,7 @@ async def test_when_no_place_is_kept(build: Build, reason: str) -> None:
         REASONS[reason](worker)
         refused = worker.expect({lane: 1})
         queue.buffer.clear()
-        worker._births.over = claimer.closing = claimer.claiming = claimer.failing = flusher.failing = False
+        worker._births.over = claimer.closing = claimer.claiming = claimer.failing = flusher._main.failing = False
         queue.closed = queue.paused = False
         queue.empty, queue.expected = True, 0
         claimer.specs.update(specs)

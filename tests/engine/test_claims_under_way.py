@@ -192,7 +192,7 @@ async def test_a_chain_that_goes_on_behind_a_row_that_was_woken(
         await eventually(settled)
         await eventually(lambda: true(worker.queues["default"].empty and not worker._claimer.claiming))
         reached, go = asyncio.Event(), asyncio.Event()
-        send = worker._flusher._link.fetch
+        send = worker._flusher._main.link.fetch
 
         async def commit(request: Request) -> list[Row]:
             rows = await send(request)
@@ -200,7 +200,7 @@ async def test_a_chain_that_goes_on_behind_a_row_that_was_woken(
             await go.wait()
             return rows
 
-        monkeypatch.setattr(worker._flusher._link, "fetch", commit)
+        monkeypatch.setattr(worker._flusher._main.link, "fetch", commit)
         chain = await engine.insert(Either(chain=True))
         await reached.wait()
         await idle(worker)
@@ -310,11 +310,11 @@ async def test_while_commits_fail_the_claimer_does_not_spin(build: Build) -> Non
             return await once()
 
         claimer.once = count  # type: ignore[method-assign]
-        worker._flusher.failing = True
+        worker._flusher._main.failing = True
         worker.queues["default"].look_at = 0.0
         claimer.wake()
         await moment(0.3)
-        worker._flusher.failing = False
+        worker._flusher._main.failing = False
         assert passes < 20
 
 

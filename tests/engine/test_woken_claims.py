@@ -102,7 +102,7 @@ async def test_when_no_place_is_kept(build: Build, reason: str) -> None:
         REASONS[reason](worker)
         refused = worker.expect_one()
         queue.buffer.clear()
-        worker._births.over = claimer.closing = claimer.claiming = claimer.failing = flusher.failing = False
+        worker._births.over = claimer.closing = claimer.claiming = claimer.failing = flusher._main.failing = False
         queue.closed = queue.paused = False
         queue.empty, queue.expected = True, 0
         assert refused is None

@@ -351,7 +351,7 @@ async def test_a_commit_waits_for_a_drop_and_goes_on(stage: Stage) -> None:
 
 
 async def test_a_row_for_the_default_partition_is_sent_again_when_its_own_is_attached(stage: Stage) -> None:
-    """R3: Postgres refuses it, without the name of a constraint, by which the flusher knows; then it finds its place."""
+    """R3: Postgres refuses it without naming a constraint, by which the flusher knows; then it finds its place."""
     id_, rev, _ = await stage.held()
     maker, committer = await stage.connect(), await stage.connect()
     await drop_partitions(stage)

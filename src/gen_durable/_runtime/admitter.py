@@ -121,8 +121,12 @@ class Admitter(Service):
 
     async def let_go(self, look: Look) -> None:
         """Gives back what came as a claim when the worker's life was over."""
-        if look.late:
-            await self._release(look.late)
+        await self.give_back(look.late)
+
+    async def give_back(self, claims: list[tuple[int, int]]) -> None:
+        """Gives claims back, where there are any."""
+        if claims:
+            await self._release(claims)
 
     def expect(self, delay: float) -> None:
         """A line says when it is time to look at it: in so many seconds."""

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Self
 
 import msgspec
 
 from gen_durable._runtime.claimer import Claim, Claimer
 from gen_durable._runtime.held import Held, LocalQueue
-from gen_durable._store.inserting import Born
+from gen_durable._store.inserting import Born, NewInstance
 from gen_durable._store.operation import Row
 
 __all__ = ["Birth", "Births"]
@@ -86,6 +86,24 @@ class Birth:
         self._births.end(self, answered=kind is None)
 
 
+class Family:
+    """A birth in a transaction: what has come into being is the worker's once that has committed."""
+
+    def __init__(self, birth: Birth, first: int) -> None:
+        self.worker = birth.worker
+        self.first = first
+        self.birth = birth
+        self._rows: list[Born] = []
+
+    def born(self, rows: list[Born]) -> None:
+        """Rows that are claims, should the transaction commit."""
+        self._rows += rows
+
+    def committed(self) -> None:
+        """It has."""
+        self.birth.born(self._rows)
+
+
 class Births:
     """The calls under way whose rows are to come as claims of one worker's life."""
 
@@ -124,6 +142,21 @@ class Births:
         if not all(_has_room(queue, count) for queue, count in places.items()):
             return None
         return self._begin(places)
+
+    def expect_family(self, children: Sequence[NewInstance]) -> Family | None:
+        """Keeps places for the first of a spawn's children; None where a claim would not take them at once."""
+        if not children or not self._ready or (lane := children[0].lane) not in self._claimer.specs:
+            return None
+        queue = self._claimer.specs[lane][1]
+        room = queue.concurrency - queue.load
+        count = 0
+        for child in children[: max(room, 0)]:
+            if child.lane != lane or child.key or child.delay or child.at is not None or child.limited:
+                break
+            count += 1
+        if not count or not _has_room(queue, count):
+            return None
+        return Family(self._begin({queue: count}), count)
 
     def expect_one(self) -> Birth | None:
         """Keeps a place for a row of any lane: one in each queue that has room; None where there is none."""
@@ -179,7 +212,7 @@ class Births:
             spec, queue = self._claimer.specs[row.lane]
             held = Held(
                 id_, 0, row.lane, row.step, bytes(row.state), 0, 0, row.priority, row.key, at, at, spec, queue, now,
-                own_gate=row.own_gate,
+                row.parent_id, own_gate=row.own_gate,
             )  # fmt: skip
             self._held[id_] = held
             got.setdefault(queue, []).append(held)

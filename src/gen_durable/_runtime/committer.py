@@ -10,6 +10,7 @@ import msgspec
 import psycopg
 
 from gen_durable._runtime.admitter import Admitter
+from gen_durable._runtime.births import Births, Family
 from gen_durable._runtime.held import Held
 from gen_durable._runtime.link import Link, LinkDown
 from gen_durable._runtime.record import END, ON, WAIT, Record, encode_records
@@ -86,6 +87,7 @@ class Committer:
         settled: Settled,
         hooks: Hooks,
         admitter: Admitter | None = None,
+        births: Births | None = None,
     ) -> None:
         self._link = link
         self._sql = sql
@@ -93,6 +95,7 @@ class Committer:
         self._settled = settled
         self._hooks = hooks
         self._admitter = admitter
+        self._births = births
         self.committed = 0
         self.stale = 0
 
@@ -122,7 +125,7 @@ class Committer:
                 rows, look.rows = await self._all(channel, request, batch, then)
             await self._admitter.let_go(look)
         elif families:
-            rows = await channel.together(self._with_children(request, batch))
+            rows = await self._send_families(channel, request, batch)
         else:
             rows = await channel.fetch(request)
         if lanes := {lane for _, _, lane in rows if lane is not None}:
@@ -185,14 +188,34 @@ class Committer:
         rows = yield from self._with_children(request, batch)
         return rows, (yield look)
 
-    def _with_children(self, request: Request, batch: list[Entry]) -> Operation[list[Row]]:
+    async def _send_families(self, channel: Channel, request: Request, batch: list[Entry]) -> list[Row]:
+        """The commit with its children; the first of these are claims of this worker where that would start them."""
+        family = None
+        if self._births is not None and batch[0][1].mark is None:
+            family = self._births.expect_family(batch[0][0].spawning or ())
+        if family is None:
+            return await channel.together(self._with_children(request, batch))
+        with family.birth as birth:
+            rows = await channel.together(self._with_children(request, batch, family))
+            family.committed()
+        if self._admitter is not None:
+            await self._admitter.give_back(birth.late)
+        return rows
+
+    def _with_children(
+        self, request: Request, batch: list[Entry], family: Family | None = None
+    ) -> Operation[list[Row]]:
         """The commit and, in its transaction, the children of the rows whose claim still held."""
         rows = yield request
         parked = {(id_, rev - 1) for id_, rev, _ in rows if rev >= 0}
         children = [child for entry in batch if fence(entry) in parked for child in entry[0].spawning or ()]
         if not children:
             return rows
-        placed, _ = yield from insert_all(self._sql, children, together=True)
+        if family is not None and children[0] is not (batch[0][0].spawning or (None,))[0]:
+            family = None  # the parent of those for which places are kept has lost its claim
+        placed, _ = yield from insert_all(
+            self._sql, children, together=True, birth=family, births=None if family is None else family.first
+        )
         for place, child in zip(placed, children, strict=True):
             if place.duplicate:
                 raise DuplicateInstance(child.key or "", place.id)

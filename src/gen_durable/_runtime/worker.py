@@ -139,7 +139,7 @@ class Worker(Listener):
             announce=self._claimer.announce,
             release=self._claimer.release,
         )
-        self._committer = Committer(commits, self._sql, self.id, self, self._hooks, self._admitter)
+        self._committer = Committer(commits, self._sql, self.id, self, self._hooks, self._admitter, self._births)
         second = self._link("commit aside")
         self._flusher = Flusher(commits, second, self._committer, self, lambda held: self._executor.keep(held.spec))
         self._transactor = Transactor(self._committer, self, self._crashed)

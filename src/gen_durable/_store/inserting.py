@@ -107,13 +107,15 @@ def ensure_lanes(sql: Catalog, wanted: Mapping[LaneKey, float | None]) -> Operat
     return {LaneKey(queue, machine, version): lane for queue, machine, version, lane, _ in rows}
 
 
-def _chunks(rows: Iterable[tuple[int, NewInstance]]) -> Iterator[list[tuple[int, NewInstance]]]:
+def _chunks(
+    rows: Iterable[tuple[int, NewInstance]], first: int | None = None
+) -> Iterator[list[tuple[int, NewInstance]]]:
     chunk: list[tuple[int, NewInstance]] = []
     size = 0
     for place, row in rows:
         chunk.append((place, row))
         size += len(row.state) + 100
-        if len(chunk) == CHUNK_ROWS or size > CHUNK_BYTES:
+        if len(chunk) == CHUNK_ROWS or size > CHUNK_BYTES or (first is not None and place == first - 1):
             yield chunk
             chunk, size = [], 0
     if chunk:
@@ -128,14 +130,15 @@ def insert_all(
     soon: float = 60.0,
     together: bool = False,
     birth: Birth | None = None,
+    births: int | None = None,
 ) -> Operation[Inserting]:
     """Inserts rows; answers for each, in the order given.
 
     A row whose key is held by a live instance is not inserted. Each statement inserts in key order, so that two callers
     with the same keys can't deadlock; where all statements of the call share a transaction (``together``), the rows go
     in key order over all of them, with ids in the order given all the same. With a ``birth``, rows that are due now
-    come into being claimed where the database agrees, and are handed over as soon as their statement has answered: so
-    never in a transaction, which might not commit.
+    come into being claimed where the database agrees (``births``: only the first so many), and are handed over as
+    soon as their statement has answered: in a transaction it is for the birth to wait for the commit.
     """
     told = notify
     placed: dict[int, Placed] = {}
@@ -155,12 +158,13 @@ def insert_all(
         waiting.sort(key=lambda item: (item[1].key or "").encode())
     while waiting:
         again: list[tuple[int, NewInstance]] = []
-        for chunk in _chunks(waiting):
+        for chunk in _chunks(waiting, births):
+            claims = birth is not None and (births is None or chunk[0][0] < births)
             answer = yield sql["inserting/insert"].bind(
                 rows=_encode([row for _, row in chunk]).decode(),
                 notify=notify,
                 soon=soon,
-                worker=None if birth is None else birth.worker,
+                worker=birth.worker if birth is not None and claims else None,
             )
             if len(answer) != len(chunk):
                 raise LookupError("a lane is gone: the schema was dropped or replaced under this client; restart it")
