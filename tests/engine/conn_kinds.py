@@ -1,21 +1,22 @@
 """A caller for each kind of connection that a call can be lent, as its library's users write it.
 
-Coroutines of blocking kinds never suspend: a test runs them in a thread, with :func:`blockingly`.
+Coroutines of blocking kinds never suspend: they run in a thread, see :func:`lend`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import asyncpg
 import psycopg
 import psycopg2
 import psycopg2.extras
 import sqlalchemy as sa
+from engine_support import LONG
 from psycopg import conninfo
 from psycopg.adapt import Loader
 from psycopg.rows import dict_row
@@ -23,7 +24,10 @@ from sqlalchemy import orm
 from sqlalchemy.ext import asyncio as asa
 from sqlalchemy.pool import NullPool
 
+from gen_durable import Engine
 from gen_durable._blocking import finish
+
+T = TypeVar("T")
 
 
 class Caller:
@@ -342,9 +346,42 @@ def is_blocking(kind: str) -> bool:
     return "async" not in kind or kind.startswith("sqlalchemy psycopg2")
 
 
-async def blockingly(kind: str, work: Coroutine[Any, Any, None]) -> None:
-    """Runs a scenario where its kind belongs: on the loop, or in a thread."""
+Call: TypeAlias = Callable[..., Awaitable[Any]]
+Work: TypeAlias = Callable[[Caller, Call], Awaitable[None]]
+
+
+async def lend(kind: str, url: str, engine: Engine, work: Work) -> None:
+    """Runs ``work(caller, call)`` where its kind belongs: on the loop with the engine, or in a thread with its client.
+
+    ``await call("insert", ...)`` makes a call of whichever client it is.
+    """
+
+    async def scenario() -> None:
+        async with KINDS[kind](url) as caller:
+            if caller.blocking:
+                with engine.sync_client() as client:
+                    await work(caller, _calls_of(client))
+            else:
+                await work(caller, _calls_of(engine))
+
     if is_blocking(kind):
-        await asyncio.to_thread(finish, work)
+        await asyncio.to_thread(finish, scenario())
     else:
-        await work
+        await scenario()
+
+
+def _calls_of(client: Any) -> Call:
+    async def call(name: str, /, *args: Any, **options: Any) -> Any:
+        made = getattr(client, name)(*args, **options)
+        return await made if isinstance(made, Coroutine) else made
+
+    return call
+
+
+def elsewhere(caller: Caller, loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> Awaitable[T]:
+    """Something that is done on the loop meanwhile, also for a caller that sits in a thread."""
+
+    async def there() -> T:
+        return asyncio.run_coroutine_threadsafe(work, loop).result(LONG)
+
+    return there() if caller.blocking else work
