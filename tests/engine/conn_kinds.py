@@ -128,8 +128,9 @@ class Psycopg2(Caller):
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, url: str) -> AsyncIterator[Caller]:
+    async def open(cls, url: str, autocommit: bool = False) -> AsyncIterator[Caller]:
         connection = psycopg2.connect(url, cursor_factory=psycopg2.extras.RealDictCursor)
+        connection.autocommit = autocommit
         try:
             yield cls(connection)
         finally:
@@ -204,8 +205,8 @@ class Sqlalchemy(Caller):
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, url: str, driver: str, what: str) -> AsyncIterator[Caller]:
-        engine = sa.create_engine(sa_url(url, driver), poolclass=NullPool)
+    async def open(cls, url: str, driver: str, what: str, **options: Any) -> AsyncIterator[Caller]:
+        engine = sa.create_engine(sa_url(url, driver), poolclass=NullPool, **options)
         if what == "connection":
             with engine.connect() as connection:
                 yield cls(connection)
@@ -242,8 +243,8 @@ class AsyncSqlalchemy(Caller):
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, url: str, driver: str, what: str) -> AsyncIterator[Caller]:
-        engine = asa.create_async_engine(sa_url(url, driver), poolclass=NullPool)
+    async def open(cls, url: str, driver: str, what: str, **options: Any) -> AsyncIterator[Caller]:
+        engine = asa.create_async_engine(sa_url(url, driver), poolclass=NullPool, **options)
         if what == "connection":
             async with engine.connect() as connection:
                 yield cls(connection)
@@ -315,6 +316,8 @@ def configure_django(url: str, *, use_tz: bool = True) -> None:
         django.setup()
 
 
+AUTOCOMMIT = {"isolation_level": "AUTOCOMMIT"}
+
 KINDS: dict[str, Callable[[str], Any]] = {
     "psycopg async": AsyncPsycopg.open,
     "psycopg async autocommit": lambda url: AsyncPsycopg.open(url, autocommit=True),
@@ -337,6 +340,11 @@ KINDS: dict[str, Callable[[str], Any]] = {
         for driver in ("psycopg", "asyncpg")
         for what in ("connection", "session", "scoped")
     },
+    "psycopg2 autocommit": lambda url: Psycopg2.open(url, autocommit=True),
+    "sqlalchemy psycopg autocommit": lambda url: Sqlalchemy.open(url, "psycopg", "connection", **AUTOCOMMIT),
+    "sqlalchemy psycopg2 autocommit": lambda url: Sqlalchemy.open(url, "psycopg2", "session", **AUTOCOMMIT),
+    "sqlalchemy psycopg async autocommit": lambda url: AsyncSqlalchemy.open(url, "psycopg", "session", **AUTOCOMMIT),
+    "sqlalchemy asyncpg async autocommit": lambda url: AsyncSqlalchemy.open(url, "asyncpg", "connection", **AUTOCOMMIT),
     "django": Django.open,
     "django wrapper": lambda url: Django.open(url, wrapper=True),
 }

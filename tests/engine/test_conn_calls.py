@@ -187,8 +187,9 @@ async def has_children(engine: Engine, family: Handle) -> bool:
     return (await family.get()).status == "awaiting_children"
 
 
-async def test_a_raised_limit_lets_go_at_the_commit(database_url: str, build: Build) -> None:
-    """R20, R22: what waits for it is looked at when the change commits."""
+async def test_a_raised_limit_lets_go_at_the_commit(database_url: str, build: Build, sql: Sql) -> None:
+    """R20, R22: what waits for it is looked at when the change commits; also what has come since it was made, and was
+    looked at under the old limit."""
     release = asyncio.Event()
 
     @job(concurrency_key="one")
@@ -196,12 +197,17 @@ async def test_a_raised_limit_lets_go_at_the_commit(database_url: str, build: Bu
         await release.wait()
         return n
 
+    async def looked_at() -> bool:
+        return await sql("SELECT count(*) FROM {s}.knocks") == [(0,)]
+
     async with build(holds, poll_interval=60) as engine:
-        handles = [await engine.insert(holds.bind(n=n)) for n in range(3)]
-        await eventually(lambda: statuses_are(handles, "executing", "blocked", "blocked"))
+        handles = [await engine.insert(holds.bind(n=0))]
+        await eventually(lambda: statuses_are(handles, "executing"))
         async with KINDS["asyncpg"](database_url) as caller:
             await caller.begin()
             await engine.set_limit("one", 3, conn=caller.conn)
+            handles += [await engine.insert(holds.bind(n=n)) for n in (1, 2)]
+            await eventually(looked_at)
             assert await statuses_are(handles, "executing", "blocked", "blocked")
             await caller.commit()
         await eventually(lambda: statuses_are(handles, "executing", "executing", "executing"))

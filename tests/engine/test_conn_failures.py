@@ -175,28 +175,70 @@ async def test_many_rows_are_one_transaction(kind: str, database_url: str, build
         assert await sql("SELECT count(*) FROM {s}.instances") == [(4000,)]
 
 
-async def test_without_a_transaction_a_call_is_one_of_its_own(database_url: str, build: Build, sql: Sql) -> None:
+REFUSE = (
+    "CREATE FUNCTION {s}.refuse() RETURNS trigger LANGUAGE plpgsql AS"
+    " $$ BEGIN IF NEW.key = 'k2400' THEN RAISE EXCEPTION 'refused'; END IF; RETURN NEW; END $$",
+    "CREATE TRIGGER refuse BEFORE INSERT ON {s}.instances FOR EACH ROW EXECUTE FUNCTION {s}.refuse()",
+)
+MANY = [BulkItem(plain.bind(n=n), key=f"k{n:04}") for n in range(2500)]
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if "autocommit" in k or k in ("asyncpg", "django")], indirect=True)
+async def test_without_a_transaction_a_call_is_one_of_its_own(
+    kind: str, database_url: str, build: Build, sql: Sql
+) -> None:
     """R20: in autocommit mode all statements of a call commit together, or none does."""
-    items = [BulkItem(plain.bind(n=n), key=f"k{n}") for n in range(2500)]
+    loop = asyncio.get_running_loop()
+
+    async def work(caller: Caller, call: Call) -> None:
+        await call("insert", plain.bind(n=1), key="k", conn=caller.conn)
+        assert await elsewhere(caller, loop, keys(sql)) == ["k"]
+        with pytest.raises(Exception, match="refused"):
+            await call("insert_many", MANY, conn=caller.conn)
+        assert await elsewhere(caller, loop, keys(sql)) == ["k"]
+        await call("cancel", "k", cascade=True, conn=caller.conn)
+        await call("retry", "k", conn=caller.conn)
+        statuses = await elsewhere(caller, loop, sql("SELECT status FROM {s}.all_instances"))
+        assert statuses == [(0,)]
+
     async with build(plain, queues={}).client() as engine:
-        async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as conn:
-            await engine.insert(plain.bind(n=1), key="k", conn=conn)
-            assert await keys(sql) == ["k"]
-            await sql(
-                "CREATE FUNCTION {s}.refuse() RETURNS trigger LANGUAGE plpgsql AS"
-                " $$ BEGIN IF NEW.key = 'k2400' THEN RAISE EXCEPTION 'no'; END IF; RETURN NEW; END $$"
-            )
-            await sql("CREATE TRIGGER refuse BEFORE INSERT ON {s}.instances FOR EACH ROW EXECUTE FUNCTION {s}.refuse()")
-            with pytest.raises(psycopg.errors.RaiseException):
-                await engine.insert_many(items, conn=conn)
-            assert await keys(sql) == ["k"]
-            assert conn.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
-            await conn.set_autocommit(False)
-            with pytest.raises(psycopg.errors.RaiseException):
-                await engine.insert_many(items, conn=conn)
-            await engine.insert(plain.bind(n=1), key="k2", conn=conn)  # the savepoint has saved the transaction
-            await conn.commit()
-        assert await keys(sql) == ["k", "k2"]
+        for text in REFUSE:
+            await sql(text)
+        await lend(kind, database_url, engine, work)
+
+
+async def test_what_a_call_of_several_statements_did_is_undone_when_it_fails(
+    kind: str, database_url: str, build: Build, sql: Sql
+) -> None:
+    """R20: by a savepoint, so that the caller's transaction can go on."""
+
+    async def work(caller: Caller, call: Call) -> None:
+        await caller.begin()
+        await call("insert", plain.bind(n=1), key="k1", conn=caller.conn)
+        with pytest.raises(Exception, match="refused"):
+            await call("insert_many", MANY, conn=caller.conn)
+        await call("insert", plain.bind(n=1), key="k2", conn=caller.conn)
+        await caller.commit()
+
+    async with build(plain, queues={}).client() as engine:
+        for text in REFUSE:
+            await sql(text)
+        await lend(kind, database_url, engine, work)
+        assert await keys(sql) == ["k1", "k2"]
+
+
+async def test_in_a_pipeline(database_url: str, build: Build, sql: Sql) -> None:
+    """R20: psycopg's pipeline mode, where answers come when they are asked for."""
+    async with build(plain, queues={}).client() as engine:
+        async with await psycopg.AsyncConnection.connect(database_url) as conn, conn.pipeline():
+            await engine.insert(plain.bind(n=1), key="k1", conn=conn)
+            with pytest.raises(DuplicateInstance):
+                await engine.insert(plain.bind(n=1), key="k1", conn=conn)
+            with pytest.raises(NoSuchInstance):
+                await engine.cancel("nobody", conn=conn)
+            await engine.cancel("k1", cascade=True, conn=conn)
+            await engine.signal_or_insert(plain.bind(n=2), key="k2", name="go", conn=conn)
+        assert await keys(sql) == ["k1", "k2"]
 
 
 async def test_what_is_cached_never_comes_from_a_transaction_that_may_be_undone(
