@@ -1,30 +1,44 @@
-"""Statements as other drivers write them: ours have ``$1``-style parameters, as Postgres itself reads them."""
+"""Statements in the forms that drivers take behind SQLAlchemy: pure functions, of statements to text."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
-__all__ = ["named", "numbered", "pyformat"]
+from gen_durable._store.operation import Request, Statement
+
+__all__ = ["Rendered", "cast_json", "dollar", "named", "pyformat"]
 
 _PLACE = re.compile(r"\$(\d+)")
-_JSON_PLACE = re.compile(r"(\$\d+)::(jsonb?)\b")
+_JSON = re.compile(r"(\$\d+)::(jsonb?)\b")
 
 
-@lru_cache(maxsize=1024)
-def pyformat(text: bytes) -> str:
-    """The text with ``%(p1)s``-style parameters and every other ``%`` doubled: for psycopg, psycopg2 and Django."""
-    return _PLACE.sub(r"%(p\1)s", text.decode().replace("%", "%%"))
+class Rendered(NamedTuple):
+    """A request as ``exec_driver_sql`` takes it."""
+
+    text: str
+    parameters: Any
 
 
-@lru_cache(maxsize=1024)
-def numbered(text: bytes) -> str:
-    """The text with ``$1``-style parameters, those of json given as text: for asyncpg, whose users set json codecs."""
-    return _JSON_PLACE.sub(r"\1::text::\2", text.decode())
+@lru_cache(maxsize=512)
+def pyformat(statement: Statement) -> str:
+    """Text with ``%(p1)s`` for ``$1`` and every other percent sign doubled: for psycopg."""
+    return _PLACE.sub(r"%(p\1)s", statement.text.decode().replace("%", "%%"))
 
 
-def named(parameters: Sequence[Any]) -> dict[str, Any]:
-    """A request's parameters by the names that :func:`pyformat` gives them."""
-    return {f"p{number}": value for number, value in enumerate(parameters, 1)}
+@lru_cache(maxsize=512)
+def cast_json(statement: Statement) -> str:
+    """Text whose json parameters are text to the driver, whatever codec it has for json: for asyncpg."""
+    return _JSON.sub(r"\1::text::\2", statement.text.decode())
+
+
+def dollar(request: Request) -> Rendered:
+    """For a driver with ``$1`` and a tuple, that asks the server for the types of its parameters."""
+    return Rendered(cast_json(request.statement), request.parameters)
+
+
+def named(request: Request) -> Rendered:
+    """For a driver with ``%(p1)s`` and a dict."""
+    given = {f"p{place}": value for place, value in enumerate(request.parameters, 1)}
+    return Rendered(pyformat(request.statement), given)

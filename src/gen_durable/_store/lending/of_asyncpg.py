@@ -6,7 +6,7 @@ from typing import Any
 
 from gen_durable._store.lending.lent import Lent, rows_of
 from gen_durable._store.operation import Request, Row
-from gen_durable._store.rendering import numbered
+from gen_durable._store.rendering import dollar
 
 __all__ = ["LentAsyncpg"]
 
@@ -30,4 +30,5 @@ class LentAsyncpg(Lent):
 
     async def fetch(self, request: Request) -> list[Row]:
         """Runs one statement."""
-        return rows_of(await self._connection.fetch(numbered(request.statement.text), *request.parameters))
+        text, parameters = dollar(request)
+        return rows_of(await self._connection.fetch(text, *parameters))

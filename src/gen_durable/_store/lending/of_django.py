@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 
 from gen_durable._store.lending.lent import Lent
 from gen_durable._store.operation import Request, Row
-from gen_durable._store.rendering import named, pyformat
+from gen_durable._store.rendering import named
 from gen_durable.errors import InvalidArgument
 
 __all__ = ["LentDjango"]
@@ -40,7 +40,7 @@ class LentDjango(Lent):
     async def fetch(self, request: Request) -> list[Row]:
         """Runs one statement."""
         with self._connection.cursor() as cursor:
-            cursor.execute(pyformat(request.statement.text), named(request.parameters))
+            cursor.execute(*named(request))
             return [self._row(row) for row in cursor.fetchall()] if cursor.description else []
 
     def _row(self, row: Any) -> Row:

@@ -7,7 +7,7 @@ from typing import Any
 
 from gen_durable._store.lending.lent import Lent, rows_of
 from gen_durable._store.operation import Request, Row
-from gen_durable._store.rendering import named, pyformat
+from gen_durable._store.rendering import named
 
 __all__ = ["LentPsycopg2"]
 
@@ -35,5 +35,5 @@ class LentPsycopg2(Lent):
         """Runs one statement."""
         # Its user's cursor class may give rows as dicts; the driver's own gives tuples.
         with self._connection.cursor(cursor_factory=sys.modules["psycopg2.extensions"].cursor) as cursor:
-            cursor.execute(pyformat(request.statement.text), named(request.parameters))
+            cursor.execute(*named(request))
             return rows_of(cursor.fetchall()) if cursor.description else []

@@ -7,7 +7,7 @@ from typing import Any
 
 from gen_durable._store.lending.lent import Lent, rows_of
 from gen_durable._store.operation import Request, Row
-from gen_durable._store.rendering import named, numbered, pyformat
+from gen_durable._store.rendering import Rendered, dollar, named
 from gen_durable.errors import InvalidArgument
 
 __all__ = ["LentAsyncSqlalchemy", "LentSqlalchemy", "LentSqlalchemySession"]
@@ -36,11 +36,8 @@ def _autocommits(connection: Any) -> bool:
     return not raw.info.transaction_status
 
 
-def _statement(connection: Any, request: Request) -> tuple[str, Any]:
-    text = request.statement.text
-    if connection.dialect.driver == "asyncpg":
-        return numbered(text), tuple(request.parameters)
-    return pyformat(text), named(request.parameters)
+def _rendered(connection: Any, request: Request) -> Rendered:
+    return dollar(request) if connection.dialect.driver == "asyncpg" else named(request)
 
 
 class LentSqlalchemy(Lent):
@@ -63,7 +60,7 @@ class LentSqlalchemy(Lent):
 
     async def fetch(self, request: Request) -> list[Row]:
         """Runs one statement."""
-        result = self._connection.exec_driver_sql(*_statement(self._connection, request))
+        result = self._connection.exec_driver_sql(*_rendered(self._connection, request))
         return rows_of(result.fetchall()) if result.returns_rows else []
 
 
@@ -103,5 +100,5 @@ class LentAsyncSqlalchemy(Lent):
 
     async def fetch(self, request: Request) -> list[Row]:
         """Runs one statement."""
-        result = await self._connection.exec_driver_sql(*_statement(self._connection, request))
+        result = await self._connection.exec_driver_sql(*_rendered(self._connection, request))
         return rows_of(result.fetchall()) if result.returns_rows else []
