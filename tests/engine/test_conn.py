@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import psycopg
 import pytest
-from conn_kinds import KINDS, Call, Caller, elsewhere, lend
+import sqlalchemy as sa
+from conn_kinds import KINDS, Call, Caller, elsewhere, lend, sa_url
 from engine_support import LONG, Build, Seen, Sql, eventually
+from sqlalchemy import orm
 
 from gen_durable import Await, BulkItem, Context, Done, Engine, Handle, Machine, job, step
 
@@ -157,6 +160,22 @@ async def test_a_worker_starts_it_at_the_commit_and_not_before(
         else:
             async with build(plain, Waits, queues={}).client() as client:
                 await lend(kind, database_url, client, work)
+
+
+async def test_the_async_client_takes_blocking_connections_too(database_url: str, build: Build, sql: Sql) -> None:
+    """R20: where a program has both; the loop waits for each statement."""
+    async with build(plain, queues={}).client() as engine:
+        with psycopg.connect(database_url) as conn:
+            handle = await engine.insert(plain.bind(n=1), key="a", conn=conn)
+            assert await handle.cancel(conn=conn) is True
+            conn.rollback()
+            await engine.insert_many([plain.bind(n=1), BulkItem(plain.bind(n=2), key="b")], conn=conn)
+        database = sa.create_engine(sa_url(database_url, "psycopg2"))
+        with orm.Session(database) as session:
+            await engine.insert(plain.bind(n=1), key="c", conn=session)
+            session.commit()
+        database.dispose()
+        assert await sql("SELECT key FROM {s}.all_instances ORDER BY id") == [(None,), ("b",), ("c",)]
 
 
 async def test_a_rolled_back_insert_wakes_nobody_and_leaves_the_worker_as_it_was(

@@ -257,6 +257,20 @@ async def test_what_is_cached_never_comes_from_a_transaction_that_may_be_undone(
             await engine.insert(plain.bind(n=1), rate_limit="slow")
 
 
+async def test_a_caller_does_not_wait_for_himself(database_url: str, build: Build, sql: Sql) -> None:
+    """R20: the first use of a queue that the transaction itself has paused: told soon, and the transaction goes on."""
+    async with build(plain, queues={}).client() as engine:
+        async with await psycopg.AsyncConnection.connect(database_url) as conn:
+            await sql("INSERT INTO {s}.queues (name) VALUES ('default')")
+            await engine.pause_queue("default", conn=conn)
+            with pytest.raises(DatabaseError, match="at its end") as raised:
+                await engine.insert(plain.bind(n=1), key="k1", conn=conn)
+            assert not isinstance(raised.value, DatabaseUnreachable)
+            await engine.resume_queue("default", conn=conn)
+        await engine.insert(plain.bind(n=1), key="k2")
+        assert await keys(sql) == ["k2"]
+
+
 # What is refused ----------------------------------------------------------------------------------
 
 

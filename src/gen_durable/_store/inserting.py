@@ -106,8 +106,15 @@ class Inserting(NamedTuple):
 _encode = msgspec.json.Encoder().encode
 
 
-def ensure_lanes(sql: Catalog, wanted: Mapping[LaneKey, float | None]) -> Operation[dict[LaneKey, Lane]]:
-    """The numbers of lanes, making those that are missing; the values are retentions in seconds (None: for ever)."""
+def ensure_lanes(
+    sql: Catalog, wanted: Mapping[LaneKey, float | None], *, patience: float | None = None
+) -> Operation[dict[LaneKey, Lane]]:
+    """The numbers of lanes, making those that are missing; the values are retentions in seconds (None: for ever).
+
+    With ``patience``, to be run in one transaction, it waits for locks no longer than so many seconds.
+    """
+    if patience is not None:
+        yield sql["queues/patience"].bind(seconds=patience)
     listed = [
         {"queue": key.queue, "machine": key.machine, "version": key.version, "retention": wanted[key]}
         for key in sorted(wanted)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
+import psycopg
 
 from gen_durable._bell import Bell, SilentBell
 from gen_durable._blocking_ear import BlockingEar
@@ -22,11 +23,13 @@ from gen_durable._store.limiting import rates
 from gen_durable._store.operation import Operation, catalog
 from gen_durable._waiter import LoopWaiter, Waiter
 from gen_durable.config import Settings
-from gen_durable.errors import DatabaseUnreachable, EngineStateError, InvalidArgument, NoSuchInstance
+from gen_durable.errors import DatabaseError, DatabaseUnreachable, EngineStateError, InvalidArgument, NoSuchInstance
 from gen_durable.limits import Limits, RateRefused, check_known
 from gen_durable.machine import MachineSpec
 
 __all__ = ["Base", "check_target"]
+
+LANE_SECONDS = 2.0
 
 
 class _LocalWorker:
@@ -182,21 +185,38 @@ class Base:
         except RateRefused as error:
             raise InvalidArgument(str(error)) from None
 
-    async def _lanes_for(self, wanted: Mapping[LaneKey, MachineSpec]) -> dict[LaneKey, int]:
+    async def _lanes_for(self, wanted: Mapping[LaneKey, MachineSpec], conn: Any = None) -> dict[LaneKey, int]:
+        """The numbers of lanes; new ones are committed at once, whatever becomes of the transaction of ``conn``."""
         missing = {key: spec for key, spec in wanted.items() if key not in self._lanes}
         if missing:
             await self._check_queues({key.queue for key in missing})
             keeps = {key: self._keep(spec) for key, spec in missing.items()}
-            self._lanes.update(await self._session.call(ensure_lanes(self._sql, keeps)))
+            if conn is None:
+                self._lanes.update(await self._session.call(ensure_lanes(self._sql, keeps)))
+            else:
+                self._lanes.update(await self._lanes_soon(keeps))
             # Workers that run these queues must learn of the new lanes.
             if self._local is not None:
                 self._local.lanes_changed()
             await self._session.fetch(self._sql["queues/wake"].bind(messages=["l:"]))
         return {key: self._lanes[key] for key in wanted}
 
-    async def _lane(self, spec: MachineSpec, queue: str) -> int:
+    async def _lanes_soon(self, keeps: Mapping[LaneKey, float | None]) -> dict[LaneKey, int]:
+        """For a caller whose own transaction may be what holds the queue's row: he must not wait for himself."""
+        operation = ensure_lanes(self._sql, keeps, patience=min(LANE_SECONDS, self._settings.statement_timeout / 2))
+        try:
+            lanes: dict[LaneKey, int] = await self._session.together(operation)
+        except psycopg.errors.LockNotAvailable as error:
+            queues = ", ".join(sorted({repr(key.queue) for key in keeps}))
+            raise DatabaseError(
+                f"the first use of a machine in the queue {queues} waits for a lock, which this very transaction may "
+                "hold: pause and resume a queue at its end, after what goes into it; or try again"
+            ) from error
+        return lanes
+
+    async def _lane(self, spec: MachineSpec, queue: str, conn: Any = None) -> int:
         key = LaneKey(queue, spec.name, spec.version)
-        return (await self._lanes_for({key: spec}))[key]
+        return (await self._lanes_for({key: spec}, conn))[key]
 
     def _keep(self, spec: MachineSpec) -> float | None:
         keep = self._settings.retention if spec.retention is None else spec.retention

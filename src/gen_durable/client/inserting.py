@@ -134,7 +134,7 @@ class InsertingCalls(WaitingCalls):
         checked = [await self._checked(item if isinstance(item, BulkItem) else BulkItem(item)) for item in items]
         if not checked:
             return []
-        await self._place(checked)
+        await self._place(checked, conn)
         rows = [row for _, _, row in checked]
         placed = await (self._insert_here(checked) if conn is None else self._insert_there(runs, rows))
         return [
@@ -192,7 +192,7 @@ class InsertingCalls(WaitingCalls):
         spec, lane, row = await self._checked(item)
         if row.key is None or row.scope == 0:
             raise InvalidArgument('on_conflict="replace" needs a key with a scope: what would it replace?')
-        row.lane = await self._lane(spec, lane.queue)
+        row.lane = await self._lane(spec, lane.queue, conn)
         place = await runs.call(replace_or_insert(self._sql, row, soon=LONGEST_POLL))
         if self._local is not None and conn is None:
             self._local.inserted({lane.queue}, row.delay or (None if row.at is None else 0.0))
@@ -214,8 +214,8 @@ class InsertingCalls(WaitingCalls):
         await self._place(checked)
         return [row for _, _, row in checked]
 
-    async def _place(self, checked: Sequence[Checked]) -> None:
-        lanes = await self._lanes_for({lane: spec for spec, lane, _ in checked})
+    async def _place(self, checked: Sequence[Checked], conn: Any = None) -> None:
+        lanes = await self._lanes_for({lane: spec for spec, lane, _ in checked}, conn)
         for _, lane, row in checked:
             row.lane = lanes[lane]
 

@@ -62,7 +62,7 @@ class SchedulingCalls(InsertingCalls):
     async def _declare(self, given: Schedule, conn: Any = None) -> None:
         runs = self._over(conn)
         spec, lane, row = await self._checked(BulkItem(given.instance, queue=given.queue, priority=given.priority))
-        row.lane = await self._lane(spec, lane.queue)
+        row.lane = await self._lane(spec, lane.queue, conn)
         if given.time_field is not None:
             _check_time_field(given.name, spec, bytes(row.state), given.time_field)
         times = given.times()

@@ -109,7 +109,7 @@ class SignallingCalls(InsertingCalls):
         new = self._signal(name, payload, dedup_key)
         if conn is not None:
             runs = self._over(conn)
-            row.lane = await self._lane(spec, lane.queue)
+            row.lane = await self._lane(spec, lane.queue, conn)
             there: Delivery = await runs.together(deliver_or_insert(self._sql, row, new, soon=LONGEST_POLL))
             return self._handle(there.id, key, spec.name)
         delivery = await self._deliver(key, new)
