@@ -343,6 +343,25 @@ async def test_a_connection_to_another_database_is_refused(
         await sql(f"DROP DATABASE {other} WITH (FORCE)")
 
 
+@pytest.mark.parametrize("grant", ["", "GRANT USAGE ON SCHEMA {s} TO {s}_role"])
+async def test_a_user_without_rights_is_told_which_is_missing(
+    database_url: str, build: Build, sql: Sql, grant: str
+) -> None:
+    """Section 14: of the connection that was given, whose user may be another than the engine's."""
+    async with build(plain, queues={}).client() as engine:
+        await sql("CREATE ROLE {s}_role")
+        try:
+            if grant:
+                await sql(grant)
+            async with await psycopg.AsyncConnection.connect(database_url) as conn:
+                await conn.execute(f"SET ROLE {engine.settings.schema}_role".encode())
+                with pytest.raises(DatabaseError, match=r"the user of the connection of conn= may not.*Grant"):
+                    await engine.insert(plain.bind(n=1), conn=conn)
+        finally:
+            await sql("DROP OWNED BY {s}_role")
+            await sql("DROP ROLE {s}_role")
+
+
 async def test_a_client_that_is_not_open_takes_no_connection(database_url: str, build: Build) -> None:
     """Section 14: used before start."""
     engine = build(plain)
