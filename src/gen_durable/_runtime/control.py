@@ -158,17 +158,22 @@ class Control:
             candidate = secrets.randbelow(2**31 - FIRST_ID) + FIRST_ID
             try:
                 await link.connect()
-                rows = await link.fetch(
-                    self._sql["workers/register"].bind(
-                        worker=candidate,
-                        name=self._settings.name,
-                        host=socket.gethostname(),
-                        pid=os.getpid(),
-                        queues=msgspec.json.encode(dict(self._settings.queues)).decode(),
-                        lanes=self.lanes,
-                        lock=link.own_session,
-                    )
+                request = self._sql["workers/register"].bind(
+                    worker=candidate,
+                    name=self._settings.name,
+                    host=socket.gethostname(),
+                    pid=os.getpid(),
+                    queues=msgspec.json.encode(dict(self._settings.queues)).decode(),
+                    lanes=self.lanes,
+                    lock=link.own_session,
                 )
+                asked = asyncio.create_task(link.fetch(request))
+                try:
+                    rows = await asyncio.shield(asked)
+                except asyncio.CancelledError:  # a row that it makes must be known, to be taken away again
+                    with contextlib.suppress(LinkDown):
+                        self.worker = candidate if await asked else 0
+                    raise
             except LinkDown:
                 continue
             if rows:
