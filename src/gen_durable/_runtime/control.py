@@ -38,6 +38,7 @@ FIRST_ID = 3  # below are the numbers of the other advisory locks: reaper, parti
 # Between two attempts to connect. When the server has crashed it has forgotten the session locks: a worker must be back
 # before the others take that for its death.
 LONGEST_PAUSE = 0.4
+GRACE_SECONDS = 1.0  # for the statement that is under way when it is told to stop
 
 
 class Listener:
@@ -136,6 +137,8 @@ class Control:
         stop = asyncio.create_task(self._stop.wait())
         try:
             await asyncio.wait([work, stop], return_when=asyncio.FIRST_COMPLETED)
+            if link.connection is not None:  # a statement that is under way may make the row that is to be taken away
+                await asyncio.wait([work], timeout=GRACE_SECONDS)
             for task in (work, stop):
                 task.cancel()
             await asyncio.gather(work, stop, return_exceptions=True)
@@ -158,22 +161,17 @@ class Control:
             candidate = secrets.randbelow(2**31 - FIRST_ID) + FIRST_ID
             try:
                 await link.connect()
-                request = self._sql["workers/register"].bind(
-                    worker=candidate,
-                    name=self._settings.name,
-                    host=socket.gethostname(),
-                    pid=os.getpid(),
-                    queues=msgspec.json.encode(dict(self._settings.queues)).decode(),
-                    lanes=self.lanes,
-                    lock=link.own_session,
+                rows = await link.fetch(
+                    self._sql["workers/register"].bind(
+                        worker=candidate,
+                        name=self._settings.name,
+                        host=socket.gethostname(),
+                        pid=os.getpid(),
+                        queues=msgspec.json.encode(dict(self._settings.queues)).decode(),
+                        lanes=self.lanes,
+                        lock=link.own_session,
+                    )
                 )
-                asked = asyncio.create_task(link.fetch(request))
-                try:
-                    rows = await asyncio.shield(asked)
-                except asyncio.CancelledError:  # a row that it makes must be known, to be taken away again
-                    with contextlib.suppress(LinkDown):
-                        self.worker = candidate if await asked else 0
-                    raise
             except LinkDown:
                 continue
             if rows:
