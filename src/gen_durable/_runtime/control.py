@@ -38,6 +38,7 @@ FIRST_ID = 3  # below are the numbers of the other advisory locks: reaper, parti
 # Between two attempts to connect. When the server has crashed it has forgotten the session locks: a worker must be back
 # before the others take that for its death.
 LONGEST_PAUSE = 0.4
+GRACE_SECONDS = 1.0  # for the statement that is under way when it is told to stop
 
 
 class Listener:
@@ -136,6 +137,8 @@ class Control:
         stop = asyncio.create_task(self._stop.wait())
         try:
             await asyncio.wait([work, stop], return_when=asyncio.FIRST_COMPLETED)
+            if link.connection is not None:  # a statement that is under way may make the row that is to be taken away
+                await asyncio.wait([work], timeout=GRACE_SECONDS)
             for task in (work, stop):
                 task.cancel()
             await asyncio.gather(work, stop, return_exceptions=True)

@@ -319,7 +319,7 @@ class BlockingTransaction(Transaction):
         with self._lock:
             self._given_up = True
             running = self._running
-        cut(self._connection)  # type: ignore[arg-type]  # of either kind
+        cut(self._connection)
         if not running:
             self._close()
         self._let_go(self.home.discarded, self._connection)

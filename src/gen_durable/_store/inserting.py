@@ -15,10 +15,12 @@ __all__ = [
     "Born",
     "Inserting",
     "Lane",
+    "LaneGone",
     "LaneKey",
     "NewInstance",
     "Placed",
     "ensure_lanes",
+    "in_one",
     "insert_all",
     "replace_or_insert",
 ]
@@ -36,6 +38,13 @@ class LaneKey(NamedTuple):
 
 
 Lane: TypeAlias = int
+
+
+class LaneGone(LookupError):
+    """A lane is not there; the message is of one that was, and is no more."""
+
+    def __init__(self) -> None:
+        super().__init__("a lane is gone: the schema was dropped or replaced under this client; restart it")
 
 
 class NewInstance(msgspec.Struct, omit_defaults=True):
@@ -97,8 +106,15 @@ class Inserting(NamedTuple):
 _encode = msgspec.json.Encoder().encode
 
 
-def ensure_lanes(sql: Catalog, wanted: Mapping[LaneKey, float | None]) -> Operation[dict[LaneKey, Lane]]:
-    """The numbers of lanes, making those that are missing; the values are retentions in seconds (None: for ever)."""
+def ensure_lanes(
+    sql: Catalog, wanted: Mapping[LaneKey, float | None], *, patience: float | None = None
+) -> Operation[dict[LaneKey, Lane]]:
+    """The numbers of lanes, making those that are missing; the values are retentions in seconds (None: for ever).
+
+    With ``patience``, to be run in one transaction, it waits for locks no longer than so many seconds.
+    """
+    if patience is not None:
+        yield sql["queues/patience"].bind(seconds=patience)
     listed = [
         {"queue": key.queue, "machine": key.machine, "version": key.version, "retention": wanted[key]}
         for key in sorted(wanted)
@@ -120,6 +136,13 @@ def _chunks(
             chunk, size = [], 0
     if chunk:
         yield chunk
+
+
+def in_one(rows: list[NewInstance]) -> bool:
+    """Whether one statement inserts all of these rows, or none of them."""
+    chunks = _chunks(enumerate(rows))
+    next(chunks)
+    return next(chunks, None) is None and len({row.lane for row in rows}) == 1
 
 
 def insert_all(
@@ -167,7 +190,7 @@ def insert_all(
                 worker=birth.worker if birth is not None and claims else None,
             )
             if len(answer) != len(chunk):
-                raise LookupError("a lane is gone: the schema was dropped or replaced under this client; restart it")
+                raise LaneGone
             taken: list[tuple[int, NewInstance]] = []
             told = told and bool(answer[0][2])
             born: list[Born] = []
