@@ -199,8 +199,8 @@ async def test_workers_outlive_the_death_of_the_pooler(
 async def test_transactional_steps_through_a_transaction_pooler(
     build: Callable[..., Engine], chaos: Chaos, pooler: Pooler
 ) -> None:
-    """R5: async and plain steps, with children and errors: each writes once, nothing is prepared, and a transaction that
-    idles is ended all the same."""
+    """R5: async and plain steps, with children and errors: each writes once, nothing is prepared, and a transaction
+    that idles is ended all the same."""
     chaos.rows("CREATE TABLE {schema}.notes (id bigint, what text)")
     insert = f"INSERT INTO {chaos.schema}.notes VALUES (%s, %s)"
 
