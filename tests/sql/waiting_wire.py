@@ -11,7 +11,6 @@ import msgspec
 from sql_stage import Connection, Stage, encode
 
 from gen_durable._runtime.committer import Committer
-from gen_durable._runtime.flusher import Flusher
 from gen_durable._runtime.held import Waits, decode_waits
 from gen_durable._runtime.record import Record
 from gen_durable._store.connection import fetch
@@ -139,13 +138,13 @@ class Wire:
         return [Claim.of(worker, row) for row in self.statement("claiming/claim", worker=worker, wants=wants)]
 
     def commit(self, worker: int, batch: list[tuple[Claim, Record]]) -> set[tuple[int, int]]:
-        """The claims (id, rev) whose outcome is committed, by the worker's own flusher."""
+        """The claims (id, rev) whose outcome is committed, by the code of the worker's own flusher."""
         link: Any = SimpleNamespace(fetch=self.fetch, together=lambda operation: drive_together(operation, self.fetch))
         settled: Any = SimpleNamespace(awake=lambda lanes: None)
-        flusher = Flusher(link, Committer(link, self.sql, worker, settled, Hooks()), settled, lambda held: 3600.0)
+        committer = Committer(link, self.sql, worker, settled, Hooks())
         batch.sort(key=lambda entry: entry[0].id)
         entries: Any = batch
-        return self._runner.run(flusher._send(entries, []))
+        return self._runner.run(committer.send(link, entries, []))
 
     def reap(self) -> int:
         return self._runner.run(self._stage.reap(worker=0))[0]
