@@ -40,46 +40,46 @@ class Engine(Client):
     ``async with engine:`` opens the client and runs a worker in this process; ``async with engine.client():`` opens the
     client only; ``await engine.run()`` is the main of a worker process. All arguments but ``url`` are keyword-only.
 
-    ==================  =========================  ==============================================================
-    Setting             Default                    Meaning
-    ==================  =========================  ==============================================================
-    url                 None                       Database URL. None: ``GEN_DURABLE_DATABASE_URL``, then
-                                                   ``DATABASE_URL``, then the embedded server (development only)
-    listen_url          None                       A direct URL for heartbeat and notifications, where ``url``
-                                                   leads through a transaction pooler
-    embedded            None                       True: use the embedded server, also in a worker process;
-                                                   False: never
-    machines            ()                         The machine and job classes and functions it knows
-    queues              {"default": 50}            The queues it runs and how many steps of each at once;
-                                                   {}: none (a web node)
-    queue_limits        {}                         How many steps of a queue run at once in the whole cluster
-    concurrency_limits  {}                         By the name of a concurrency key: how many instances of one
-                                                   key run at once; 1 for all other names
-    rate_limits         {}                         The rate limits by name, each a :class:`gen_durable.Rate`
-    schedules           ()                         The schedules that it makes sure of when it starts
-    schema              "gen_durable"              The Postgres schema
-    name                "default"                  The engine's name: in logs and in the workers table
-    run_ahead           True                       Run the next step at once after its commit
-    history             "steps"                    "off", "steps" or "states"; a machine may say otherwise
-    retention           86400                      Seconds that terminal instances stay; a machine may say
-                                                   otherwise; ``math.inf``: for ever
-    max_crashes         5                          Deaths of workers in one step that fail an instance
-    max_state_bytes     1048576                    The largest state or result
-    drain_timeout       30                         Seconds that running steps get at a drain
-    lease               15                         Seconds of silence after which a worker is dead
-    heartbeat           5                          Seconds between two signs of life; at most half the lease
-    poll_interval       5                          Seconds until work is found when every notification is lost,
-                                                   at most 60
-    statement_timeout   10                         Seconds after which a silent connection is given up
-    prefetch            500                        How many rows a queue holds at most beyond those that run
-    threads             64                         Threads for steps that are plain functions
-    pool_size           4                          Connections of the client, besides the worker's four
-    sessionmaker        None                       SQLAlchemy's, for the ``ctx.session`` of transactional steps
-    transaction_pool_   20                         Connections for transactional steps, and so how many of them
-    size                                           run at once
-    transaction_idle_   60                         Seconds between two statements of a transactional step after
-    timeout                                        which the server ends its transaction
-    ==================  =========================  ==============================================================
+    ========================  =========================  ==============================================================
+    Setting                   Default                    Meaning
+    ========================  =========================  ==============================================================
+    url                       None                       Database URL. None: ``GEN_DURABLE_DATABASE_URL``, then
+                                                         ``DATABASE_URL``, then the embedded server (development only)
+    listen_url                None                       A direct URL for heartbeat and notifications, where ``url``
+                                                         leads through a transaction pooler
+    embedded                  None                       True: use the embedded server, also in a worker process;
+                                                         False: never
+    machines                  ()                         The machine and job classes and functions it knows
+    queues                    {"default": 50}            The queues it runs and how many steps of each at once;
+                                                         {}: none (a web node)
+    queue_limits              {}                         How many steps of a queue run at once in the whole cluster
+    concurrency_limits        {}                         By the name of a concurrency key: how many instances of one
+                                                         key run at once; 1 for all other names
+    rate_limits               {}                         The rate limits by name, each a :class:`gen_durable.Rate`
+    schedules                 ()                         The schedules that it makes sure of when it starts
+    schema                    "gen_durable"              The Postgres schema
+    name                      "default"                  The engine's name: in logs and in the workers table
+    run_ahead                 True                       Run the next step at once after its commit
+    history                   "steps"                    "off", "steps" or "states"; a machine may say otherwise
+    retention                 86400                      Seconds that terminal instances stay; a machine may say
+                                                         otherwise; ``math.inf``: for ever
+    max_crashes               5                          Deaths of workers in one step that fail an instance
+    max_state_bytes           1048576                    The largest state or result
+    drain_timeout             30                         Seconds that running steps get at a drain
+    lease                     15                         Seconds of silence after which a worker is dead
+    heartbeat                 5                          Seconds between two signs of life; at most half the lease
+    poll_interval             5                          Seconds until work is found when every notification is lost,
+                                                         at most 60
+    statement_timeout         10                         Seconds after which a silent connection is given up
+    prefetch                  500                        How many rows a queue holds at most beyond those that run
+    threads                   64                         Threads for steps that are plain functions
+    pool_size                 4                          Connections of the client, besides the worker's four
+    sessionmaker              None                       SQLAlchemy's, for the ``ctx.session`` of transactional steps
+    transaction_pool_size     20                         Connections for transactional steps, and so how many of them
+                                                         run at once
+    transaction_idle_timeout  60                         Seconds between two statements of a transactional step after
+                                                         which the server ends its transaction
+    ========================  =========================  ==============================================================
 
     Durations are seconds or a timedelta.
 

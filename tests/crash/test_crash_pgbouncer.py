@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import socket
@@ -17,7 +18,7 @@ from chaos_worker import MACHINES, Chain, Hold, flaky, quick
 from harness import Chaos, until
 from psycopg import conninfo
 
-from gen_durable import Engine
+from gen_durable import Backoff, Context, Done, Engine, Machine, Next, Spawn, child, job, step
 from gen_durable.client.inserting import BulkItem
 
 PROGRAM = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
@@ -193,3 +194,44 @@ async def test_workers_outlive_the_death_of_the_pooler(
     assert {note["connection"] for note in chaos.notes("reconnect")} >= {"commit"}
     assert chaos.notes("stale") == []
     assert "prepared statement" not in chaos.processes[0].log.read_text()
+
+
+async def test_transactional_steps_through_a_transaction_pooler(
+    build: Callable[..., Engine], chaos: Chaos, pooler: Pooler
+) -> None:
+    """R5: async and plain steps, with children and errors: each writes once, nothing is prepared, and a transaction
+    that idles is ended all the same."""
+    chaos.rows("CREATE TABLE {schema}.notes (id bigint, what text)")
+    insert = f"INSERT INTO {chaos.schema}.notes VALUES (%s, %s)"
+
+    class Walk(Machine, name="walk", transactional=True, retry=Backoff(max_attempts=3, initial=0.0, jitter=False)):
+        idles: bool = False
+
+        @step
+        async def first(self, ctx: Context) -> Spawn:
+            await ctx.conn.execute(insert, (ctx.id, f"first {ctx.attempt}"))
+            if ctx.attempt == 0 and self.idles:
+                await asyncio.sleep(5.0)  # the server is to end it before
+            elif ctx.attempt == 0:
+                raise ValueError("not yet")
+            return Spawn([child(leaf.bind(n=n)) for n in range(2)], then=self.last)
+
+        @step
+        def last(self, ctx: Context) -> Next | Done:
+            ctx.conn.execute(insert, (ctx.id, "last"))
+            return Done([one.result for one in ctx.children])
+
+    @job(name="leaf", transactional=True)
+    async def leaf(n: int, ctx: Context) -> int:
+        await ctx.conn.execute(insert, (ctx.id, "leaf"))
+        return n
+
+    await pooler.start()
+    # The pooler has four server connections: those that transactions hold must leave some to everything else.
+    few = {"transaction_pool_size": 1, "transaction_idle_timeout": 2.0, "poll_interval": 0.2}
+    engine = build(Walk, leaf, url=pooler.url, **few)
+    async with engine:
+        handles = [await engine.insert(Walk(idles=n == 0)) for n in range(30)]
+        assert [await handle.result(timeout=60) for handle in handles] == [[0, 1]] * 30
+    counted = chaos.rows("SELECT what, count(*) FROM {schema}.notes GROUP BY 1 ORDER BY 1")
+    assert counted == [("first 1", 30), ("last", 30), ("leaf", 60)]

@@ -55,7 +55,7 @@ class Gated:
 
     def block(self, ctx: Context) -> None:
         self.loop.call_soon_threadsafe(self.inside.put_nowait, ctx.attempt)
-        assert self.thread_go.wait(LONG)
+        assert self.thread_go.wait(4 * LONG)
 
     async def reached(self) -> int:
         return await asyncio.wait_for(self.inside.get(), LONG)

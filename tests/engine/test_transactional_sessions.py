@@ -221,8 +221,9 @@ async def test_plain_functions_get_a_blocking_session(build: Build, notes: Notes
     assert await notes.all() == ["async", "conn 1", "session 1"]
 
 
+@pytest.mark.parametrize("when", ["between", "before the commit"])
 async def test_a_session_that_the_server_ends_costs_a_run(
-    build: Build, notes: Notes, maker: Any, connect: Callable[[], Any]
+    build: Build, notes: Notes, maker: Any, connect: Callable[[], Any], when: str
 ) -> None:
     """R5, R27: its connection is cut before the commit: nothing of it stays, and no attempt is spent."""
     runs: list[int] = []
@@ -235,12 +236,27 @@ async def test_a_session_that_the_server_ends_costs_a_run(
         (pid,) = (await ctx.session.execute(text("SELECT pg_backend_pid()"))).one()
         if len(runs) == 1:
             await admin.execute("SELECT pg_terminate_backend(%s, 5000)", (pid,))
+            if when == "between":
+                await ctx.session.execute(text("SELECT 1"))
         return len(runs)
 
     async with build(cut, sessionmaker=maker) as engine:
         assert await (await engine.insert(cut.bind())).result(timeout=LONG) == 2
     assert runs == [0, 0]
     assert await notes.all() == ["2"]
+
+
+async def test_a_sessionmaker_that_fails_is_an_error_of_the_step(build: Build, notes: Notes, maker: Any) -> None:
+    """R5, R8: whatever it raises, the worker goes on."""
+    seen: list[Any] = []
+    working = maker.kw["bind"]
+    engine = build(Walk, sessionmaker=maker)
+    engine.on("step", lambda event: seen.append(type(event.error)))
+    async with engine:
+        maker.kw["bind"] = None
+        assert (await failure(await engine.insert(Walk())))["type"].startswith("sqlalchemy.exc.")
+        maker.kw["bind"] = working
+    assert len(seen) == 1
 
 
 # Given wrongly --------------------------------------------------------------------------------------

@@ -67,7 +67,7 @@ def test_table_names_every_engine_and_ratio() -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--only", "X"], "the workloads are A, B, C, D, E, F, G, H, N"),
+        (["--only", "X"], "the workloads are A, B, C, D, E, F, G, H, J, N"),
         (["--peers", "nobody"], "unknown engine 'nobody': there are"),
         (["--reps", "0"], "'0' is not a number of 1 or more"),
         (["--set", "gen_durable"], "is not ENGINE.KEY=VALUE"),

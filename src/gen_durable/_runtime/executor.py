@@ -122,7 +122,12 @@ class Executor:
 
     async def _run_in_transaction(self, held: Held, step: StepSpec, values: dict[str, Any], started: float) -> None:
         """Runs a transactional step: its outcome commits with what it wrote; an error rolls that back first."""
-        transaction = await self._transactions.begin(held, step)
+        try:
+            transaction = await self._transactions.begin(held, step)
+        except Exception as error:  # noqa: BLE001  # of the user's sessionmaker
+            self._hand_over(held, await self._failed(held, step, error), started, error)
+            return
+        started = time.monotonic()
         try:
             try:
                 subject, returned = await self._call(held, step, values, transaction)

@@ -36,7 +36,11 @@ def runs_again(held: Held, error: BaseException, transaction: Transaction) -> bo
     A step that the server cut off because it was idle for too long would be so again.
     """
     state = state_of(error)
-    cut_off = transaction.broken and state != "25P03" and not isinstance(error, TimeoutError)
+    cut_off = (
+        (transaction.broken or getattr(error, "connection_invalidated", False))
+        and state != "25P03"
+        and not isinstance(error, TimeoutError)
+    )
     return held.reruns < RERUNS and (state in _CONFLICTS or cut_off)
 
 
