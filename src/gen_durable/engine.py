@@ -217,6 +217,7 @@ class Engine(Client):
                 await self.migrate()
             self._use_clock(test=await self._session.open(url))
             await self._open_limits()
+            await self._register_machines()
             for schedule in self._settings.schedules:
                 await self._declare(schedule)
         except BaseException:

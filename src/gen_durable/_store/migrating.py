@@ -9,6 +9,7 @@ import psycopg
 from psycopg import AsyncConnection
 
 from gen_durable._store.connection import fetch
+from gen_durable._store.functions import checksum, functions_sql
 from gen_durable._store.operation import Row, catalog, check_schema_name, render, tokens
 from gen_durable.errors import ConfigurationError, SchemaMissing, SchemaVersionError
 
@@ -75,6 +76,15 @@ def _record(migration: Migration, schema: str) -> str:
     )
 
 
+def _record_functions(made: str, schema: str) -> str:
+    """Notes, with the newest migration, from which text the functions were made."""
+    return render(
+        f"UPDATE {{schema}}.migrations SET functions = '{checksum(made)}' "
+        "WHERE version = (SELECT max(m.version) FROM {schema}.migrations m);\n",
+        schema,
+    )
+
+
 def _script(name: str, schema: str) -> str:
     return render((files("gen_durable._store") / name).read_text("utf-8"), schema)
 
@@ -105,6 +115,8 @@ def migration_sql(schema: str, after: int = 0, *, test_clock: bool = False) -> s
     for migration in migrations(schema, test_clock=test_clock):
         if migration.version > after:
             parts += [f"\n-- {migration.name}\n", migration.sql, "\n", _record(migration, schema)]
+    made = functions_sql(schema, test_clock=test_clock)
+    parts += ["\n-- functions\n", made, "\n", _record_functions(made, schema)]
     return "".join([*parts, render("SELECT {schema}.ensure_partitions();\n", schema), "COMMIT;\n"])
 
 
@@ -160,6 +172,14 @@ async def migrate(connection: AsyncConnection[Row], schema: str, *, test_clock: 
                 await connection.execute(migration.sql.encode(), prepare=False)
                 await connection.execute(_record(migration, schema).encode(), prepare=False)
                 ran.append(migration.name)
+        made = functions_sql(schema, test_clock=has_test_clock)
+        cursor = await connection.execute(
+            f"SELECT functions FROM {schema}.migrations ORDER BY version DESC LIMIT 1".encode(), prepare=False
+        )
+        row = await cursor.fetchone()
+        if row is None or row[0] != checksum(made):
+            await connection.execute((made + _record_functions(made, schema)).encode(), prepare=False)
+            ran = ran or ["functions"]
     await fetch(connection, catalog(schema)["pruning/ensure"].bind())
     return ran
 
