@@ -21,6 +21,7 @@ ROOT = Path(str(files("gen_durable._store")))
 SQL = sorted((ROOT / "sql").rglob("*.sql"))
 SCRIPTS = sorted(ROOT.glob("*.sql"))
 MIGRATIONS = sorted((ROOT / "migrations").glob("*.sql"))
+FUNCTIONS = sorted((ROOT / "functions").glob("*.sql"))
 LONGEST = 130
 
 
@@ -64,13 +65,13 @@ def test_a_parameter_is_never_inside_quotes_and_always_typed(path: Path) -> None
         assert match[1] == "::", f"{match[0]} has no cast"
 
 
-@pytest.mark.parametrize("path", [*SQL, *SCRIPTS, *MIGRATIONS], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*SQL, *SCRIPTS, *MIGRATIONS, *FUNCTIONS], ids=lambda path: path.stem)
 def test_every_table_is_named_with_its_schema(path: Path) -> None:
     body = re.sub(r"'(?:[^']|'')*'", "''", body_of(path.read_text("utf-8")))
-    made = re.findall(r"CREATE (?:TABLE|VIEW|FUNCTION)\s+(?!\{schema\})(\S+)", body)
+    made = re.findall(r"CREATE (?:OR REPLACE )?(?:TABLE|VIEW|FUNCTION)\s+(?!\{schema\})(\S+)", body)
     assert made == []
     ours = r"(?:lanes|queues|workers|instances|finished\w*|transitions\w*|schedules|schedule_runs|all_instances"
-    ours += "|migrations|limits|lines|knocks)"
+    ours += "|migrations|limits|lines|knocks|machines)"
     for match in re.finditer(rf"\b(?:FROM|JOIN|UPDATE|INTO|TABLE|OF|LIKE|ON)\s+({ours})\b(?!\s*\()", body):
         local = re.search(rf"\b{match[1]}\s+(?:AS\s+(?:NOT\s+)?(?:MATERIALIZED\s+)?\()", body)
         assert local, f"{match[0]!r} has no schema"

@@ -16,9 +16,7 @@ from gen_durable._store.operation import catalog, render
 __all__ = ["checksum", "functions_sql"]
 
 _STATEMENT = re.compile(r"\{statement:([\w/]+)\}")
-_SESSION = (
-    "SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET jit = off SET enable_seqscan = off"
-)
+_SESSION = "SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET jit = off SET enable_seqscan = off"
 
 
 def functions_sql(schema: str, *, test_clock: bool = False) -> str:
