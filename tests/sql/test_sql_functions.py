@@ -222,7 +222,7 @@ async def test_a_signal_wakes_a_parked_instance(caller: Caller, engine: Engine, 
 
 async def test_signal_or_insert(caller: Caller, engine: Engine) -> None:
     """R10: the first one starts it with the signal in its inbox, the next one finds it."""
-    call = "SELECT {s}.signal_or_insert('Order', '{\"order\": 4}', key => 'o', name => %s, payload => '5', delay => '1 hour')"
+    call = "SELECT {s}.signal_or_insert('Order', '{\"order\": 4}', key => 'o', name => %s, delay => '1 hour')"
     id_ = await caller.one(call, "other")
     assert await caller.one(call, "more") == id_
     assert await caller.row(id_, "i.inbox, i.status, i.key") == (2, 1, "o")
@@ -324,7 +324,7 @@ async def test_no_search_path_matters(caller: Caller, path: str) -> None:
 
 
 async def test_a_serializable_transaction_works_too(caller: Caller, database_url: str) -> None:
-    """R20: a key that is taken is seen, or the server says that the transaction can't be serialized: no endless loop."""
+    """R20: the server says that the transaction can't go on; no endless loop."""
     call = "SELECT {s}.insert_instance('Order', '{\"order\": 1}', key => 'k', on_conflict => 'existing')"
     await caller.connection.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
     async with await AsyncConnection.connect(database_url, autocommit=True) as connection:

@@ -78,7 +78,7 @@ async def test_a_signature_is_changed_on_purpose_only(stage: Stage) -> None:
 async def test_functions_of_another_text_are_made_anew(
     schema: str, connect: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Section 11: by migrate, without a migration; once; with grants kept; and nothing is written where it is the same."""
+    """Section 11: by migrate alone; once; with grants kept; nothing is written where it is the same."""
     connection: Connection = await connect()
     await migrate(connection, schema)
     stage = Stage(schema, connect, connection)

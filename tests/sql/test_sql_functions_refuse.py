@@ -114,7 +114,7 @@ async def test_bad_items_are_refused(caller: Caller, items: Any, state: str, nam
         ("signal('k', NULL)", "22004", "name is null"),
         (f"signal('k', {LONG})", "22023", "has 513 bytes"),
         ("signal('k', 'paid', dedup_key => '')", "22023", "dedup_key '' has 0 bytes"),
-        ("signal('k', 'paid', to_jsonb(repeat('x', 1048577)))", "54000", "payload of the signal 'paid' has 1048579 bytes"),
+        ("signal('k', 'paid', to_jsonb(repeat('x', 1048577)))", "54000", "'paid' has 1048579 bytes"),
         ("signal_or_insert('Order', '{\"order\": 1}', NULL, 'paid')", "22004", "key is null"),
         ("signal_or_insert('Order', '{\"order\": 1}', 'new', '')", "22023", "name '' has 0 bytes"),
         ("signal_or_insert('Order', '{}', 'new', 'paid')", "22023", "the field 'order'"),

@@ -1,8 +1,8 @@
 """The SQL functions that others call: made after the migrations, from the statements of this package.
 
-A file in ``functions/`` is a script of ``CREATE OR REPLACE FUNCTION``. ``{statement:area/name}`` stands for the text of a
-statement, word for word as the client sends it; ``{session}`` for the settings that a public function has for its
-session, as the client's connections have them.
+A file in ``functions/`` is a script of ``CREATE OR REPLACE FUNCTION``. ``{statement:area/name}`` stands for the text of
+a statement, word for word as the client sends it; ``{session}`` for the settings that a public function runs with, as
+the client's connections have them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from gen_durable._store.operation import catalog, render
 __all__ = ["checksum", "functions_sql"]
 
 _STATEMENT = re.compile(r"\{statement:([\w/]+)\}")
-_SESSION = "SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET jit = off SET enable_seqscan = off"
+_SESSION = (
+    "SET search_path = pg_catalog, pg_temp "
+    "SET plan_cache_mode = force_generic_plan SET jit = off SET enable_seqscan = off"
+)
 
 
 def functions_sql(schema: str, *, test_clock: bool = False) -> str:
