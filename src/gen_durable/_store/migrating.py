@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from importlib.resources import files
 
@@ -19,10 +20,13 @@ __all__ = [
     "clean_sql",
     "clock_sql",
     "drop_sql",
+    "guarded_drop_sql",
     "latest_version",
     "migrate",
     "migration_sql",
+    "migration_statements",
     "migrations",
+    "version_sql",
 ]
 
 
@@ -118,6 +122,71 @@ def migration_sql(schema: str, after: int = 0, *, test_clock: bool = False) -> s
     made = functions_sql(schema, test_clock=test_clock)
     parts += ["\n-- functions\n", made, "\n", _record_functions(made, schema)]
     return "".join([*parts, render("SELECT {schema}.ensure_partitions();\n", schema), "COMMIT;\n"])
+
+
+def migration_statements(schema: str, to: int | None = None, *, test_clock: bool = False) -> list[str]:
+    """What brings a schema to a version inside a transaction of somebody else's, statement by statement.
+
+    Each looks by itself whether there is anything to do: so nothing need be known of the database when they are written
+    down, and they can be run again.
+
+    Args:
+        to: the version; None is this package's. With an older one the functions for SQL are left as they are.
+
+    Raises:
+        ConfigurationError: when the schema's name can't be used, or there is no such version.
+    """
+    latest = latest_version()
+    if to is not None and (isinstance(to, bool) or not isinstance(to, int) or not 1 <= to <= latest):
+        raise ConfigurationError(f"to={to!r}: this package knows the versions 1 to {latest}; give one, or upgrade it")
+    found = [
+        f"SELECT pg_advisory_xact_lock({tokens(schema)['{lockspace}']}, 2);",
+        *(f"{part.strip()};" for part in re.split(r";\n(?=CREATE TABLE|\Z)", _prologue(schema)) if part.strip()),
+    ]
+    for migration in migrations(schema, test_clock=test_clock):
+        if to is None or migration.version <= to:
+            new = f"NOT EXISTS (SELECT FROM {schema}.migrations m WHERE m.version = {migration.version})"
+            found.append(_unless_done(new, migration.sql + _record(migration, schema)))
+    if to in (None, latest):
+        made = functions_sql(schema, test_clock=test_clock)
+        new = f"(SELECT m.functions FROM {schema}.migrations m ORDER BY m.version DESC LIMIT 1)"
+        found.append(_unless_done(f"{new} IS DISTINCT FROM '{checksum(made)}'", made + _record_functions(made, schema)))
+    # It sets how long it waits for locks; what the transaction had is to hold for the rest of it.
+    return [
+        *found,
+        "SELECT set_config('gen_durable.lock_timeout', current_setting('lock_timeout'), true);",
+        f"SELECT {schema}.ensure_partitions();",
+        "SELECT set_config('lock_timeout', current_setting('gen_durable.lock_timeout'), true);",
+    ]
+
+
+def _unless_done(condition: str, script: str) -> str:
+    return f"DO $migrate$ BEGIN\nIF {condition} THEN\nEXECUTE $script$\n{script}\n$script$;\nEND IF;\nEND $migrate$;"
+
+
+def version_sql(schema: str) -> tuple[str, str, str]:
+    """Three questions: is there a table of migrations, what is its highest version, has the schema a test clock."""
+    check_schema_name(schema)
+    return (
+        f"SELECT to_regclass('{schema}.migrations') IS NOT NULL",
+        f"SELECT coalesce(max(m.version), 0) FROM {schema}.migrations m",
+        f"SELECT to_regprocedure('{schema}.clock()') IS NOT NULL",
+    )
+
+
+def guarded_drop_sql(schema: str, *, discard: bool) -> str:
+    """The SQL that drops a schema with all that is in it, in one statement; without ``discard`` if nothing lives."""
+    guard = (
+        "IF to_regclass('{schema}.instances') IS NOT NULL THEN\n"
+        "    IF EXISTS (SELECT FROM {schema}.instances i WHERE i.status < 9) THEN\n"
+        "        RAISE EXCEPTION 'schema {schema} holds live instances' "
+        "USING HINT = 'Let them end or cancel them first, or say discard=True.';\n"
+        "    END IF;\nEND IF;\n"
+    )
+    return render(
+        "DO $drop$ BEGIN\n" + ("" if discard else guard) + "DROP SCHEMA IF EXISTS {schema} CASCADE;\nEND $drop$;",
+        schema,
+    )
 
 
 async def migrate(connection: AsyncConnection[Row], schema: str, *, test_clock: bool = False) -> list[str]:
