@@ -49,6 +49,26 @@ async def test_the_same_keys_in_opposite_orders(stage: Stage, two: list[Caller])
     assert sorted([await up, await down]) == [0, 19]
 
 
+async def test_lanes_that_are_missing_in_opposite_orders(stage: Stage, two: list[Caller]) -> None:
+    """R16: the lanes of a call are made in one order, before its rows: no deadlock."""
+    await stage.ask("INSERT INTO {schema}.queues (name) VALUES ('mails'), ('orders')")
+    call = "SELECT count(*) FROM {s}.insert_instances(%s::jsonb)"
+    items = [{"machine": "Order", "state": {"order": 1}}, {"machine": "mail", "state": {"to": "a"}}]
+    lock = "SELECT FROM {schema}.queues WHERE name = %s FOR UPDATE"
+    mails, orders = await stage.connect(), await stage.connect()
+    async with mails.transaction():
+        await stage.ask(lock, "mails", on=mails)
+        async with orders.transaction():
+            await stage.ask(lock, "orders", on=orders)
+            tasks = [
+                asyncio.create_task(caller.one(call, json.dumps(listed)))
+                for caller, listed in zip(two, (items, items[::-1]), strict=True)
+            ]
+            for task, caller in zip(tasks, two, strict=True):
+                await stage.until_waiting(task, caller.connection)
+    assert [await task for task in tasks] == [2, 2]
+
+
 async def test_a_holder_that_ends_while_the_key_is_asked_for(stage: Stage, two: list[Caller]) -> None:
     """R16: the key is free again then; the call does not fail, and does not answer with the ended one."""
     one, other = two

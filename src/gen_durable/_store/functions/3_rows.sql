@@ -23,30 +23,48 @@ BEGIN
     RETURN known;
 END $$;
 
--- The lane of a machine in a queue, made where it is missing: as the client does, for queues that somebody has named.
-CREATE OR REPLACE FUNCTION {schema}.lane_of(machine {schema}.machines, of_queue text) RETURNS int
-LANGUAGE plpgsql VOLATILE AS $$
-DECLARE
-    lane int;
+-- A queue that somebody has named: a worker, or a machine's class.
+CREATE OR REPLACE FUNCTION {schema}.check_queue(of_queue text) RETURNS text LANGUAGE plpgsql STABLE AS $$
 BEGIN
-    SELECT l.id INTO lane FROM {schema}.lanes l
-    WHERE l.queue = of_queue AND l.machine = machine.name AND l.version = machine.version;
-    IF NOT FOUND THEN
-        IF NOT EXISTS (SELECT FROM {schema}.queues q WHERE q.name = of_queue)
-            AND NOT EXISTS (SELECT FROM {schema}.machines m WHERE m.queue = of_queue) THEN
-            RAISE EXCEPTION USING ERRCODE = '42704', MESSAGE = format('there is no queue %L', of_queue),
-                DETAIL = format('Known are %s.', (
-                    SELECT string_agg(n.name, ', ' ORDER BY n.name)
-                    FROM (SELECT q.name FROM {schema}.queues q UNION SELECT m.queue FROM {schema}.machines m) n
-                )),
-                HINT = 'Name it in queues= of the engine that should run it.';
-        END IF;
-        SELECT r.id INTO lane FROM {schema}.run_lanes(lanes => jsonb_build_array(jsonb_build_object(
-            'queue', of_queue, 'machine', machine.name, 'version', machine.version, 'retention', machine.retention
-        ))::text) r;
+    IF NOT EXISTS (SELECT FROM {schema}.queues q WHERE q.name = {schema}.check_name(of_queue, 'queue'))
+        AND NOT EXISTS (SELECT FROM {schema}.machines m WHERE m.queue = of_queue) THEN
+        RAISE EXCEPTION USING ERRCODE = '42704', MESSAGE = format('there is no queue %L', of_queue),
+            DETAIL = format('Known are %s.', (
+                SELECT string_agg(n.name, ', ' ORDER BY n.name)
+                FROM (SELECT q.name FROM {schema}.queues q UNION SELECT m.queue FROM {schema}.machines m) n
+            )),
+            HINT = 'Name it in queues= of the engine that should run it.';
+    END IF;
+    RETURN of_queue;
+END $$;
+
+-- Gives rows their lanes, and makes those that are missing: as the client does, in one order, all before the first row.
+CREATE OR REPLACE FUNCTION {schema}.with_lanes(new_rows jsonb) RETURNS jsonb LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    missing jsonb;
+BEGIN
+    SELECT jsonb_agg(jsonb_build_object(
+        'queue', w.queue, 'machine', w.machine, 'version', w.version, 'retention', m.retention
+    ) ORDER BY w.queue COLLATE "C", w.machine COLLATE "C", w.version)
+    INTO missing
+    FROM (
+        SELECT DISTINCT r ->> 'queue' AS queue, r ->> 'machine' AS machine, (r ->> 'version')::int AS version
+        FROM jsonb_array_elements(new_rows) r
+    ) w
+    JOIN {schema}.machines m ON m.name = w.machine AND m.version = w.version
+    WHERE NOT EXISTS (
+        SELECT FROM {schema}.lanes l WHERE l.queue = w.queue AND l.machine = w.machine AND l.version = w.version
+    );
+    IF missing IS NOT NULL THEN
+        PERFORM FROM {schema}.run_lanes(lanes => missing::text);
         PERFORM pg_notify('{channel}', 'l:');
     END IF;
-    RETURN lane;
+    RETURN (
+        SELECT coalesce(jsonb_agg(e.item || jsonb_build_object('lane', l.id) ORDER BY e.nr), jsonb_build_array())
+        FROM jsonb_array_elements(new_rows) WITH ORDINALITY AS e (item, nr)
+        JOIN {schema}.lanes l ON l.queue = e.item ->> 'queue' AND l.machine = e.item ->> 'machine'
+            AND l.version = (e.item ->> 'version')::int
+    );
 END $$;
 
 -- The state, when it has the machine's fields; what their types take beyond JSON's own is found when a worker decodes it.
@@ -145,8 +163,8 @@ BEGIN
     RETURN jsonb_build_object('own_gate', own, 'gate', gate, 'rate', rate, 'weight', nullif(tokens, 1));
 END $$;
 
--- One row for insert.sql from one item: an object with the names of insert_instance's arguments.
-CREATE OR REPLACE FUNCTION {schema}.new_row(given jsonb) RETURNS jsonb LANGUAGE plpgsql VOLATILE AS $$
+-- One row for insert.sql, but for its lane, from one item: an object with the names of insert_instance's arguments.
+CREATE OR REPLACE FUNCTION {schema}.new_row(given jsonb) RETURNS jsonb LANGUAGE plpgsql STABLE AS $$
 DECLARE
     wrong record;
     item jsonb;
@@ -188,8 +206,8 @@ BEGIN
         'at', {schema}.check_at(item ->> 'at'),
         'scope', {schema}.check_scope(item),
         'step', machine.step,
-        'lane', {schema}.lane_of(machine, CASE
-            WHEN item ? 'queue' THEN {schema}.check_name(item ->> 'queue', 'queue') ELSE machine.queue
-        END)
+        'machine', machine.name,
+        'version', machine.version,
+        'queue', CASE WHEN item ? 'queue' THEN {schema}.check_queue(item ->> 'queue') ELSE machine.queue END
     );
 END $$;

@@ -69,26 +69,26 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = '22023', MESSAGE = format('on_conflict is %L', on_conflict),
             HINT = 'Use raise, existing or replace.';
     END IF;
-    new := {schema}.new_row(jsonb_build_object(
+    new := {schema}.with_lanes(jsonb_build_array({schema}.new_row(jsonb_build_object(
         'machine', machine, 'state', state, 'key', key, 'queue', queue, 'version', version, 'priority', priority,
         'delay', delay::text, 'at', at, 'scope', scope, 'concurrency_key', concurrency_key,
         'concurrency_partition', concurrency_partition, 'rate_limit', rate_limit, 'rate_partition', rate_partition,
         'weight', weight
-    ));
-    IF on_conflict = 'replace' AND (key IS NULL OR (new -> 'scope')::text = '0') THEN
+    ))));
+    IF on_conflict = 'replace' AND (key IS NULL OR (new #> '{0,scope}')::text = '0') THEN
         RAISE EXCEPTION USING ERRCODE = '22023', MESSAGE = 'on_conflict is ''replace'', without a key that has a scope',
             HINT = 'Give a key: what would it replace?';
     END IF;
     LOOP
         IF on_conflict = 'replace' THEN
             SELECT r.id INTO done FROM {schema}.run_replace(
-                "row" => jsonb_build_array(new)::text, key => key, soon => 60, notify => true
+                "row" => new::text, key => key, soon => 60, notify => true
             ) r;
             IF FOUND THEN
                 RETURN done.id;
             END IF;
         END IF;
-        SELECT r.id, r.duplicate INTO done FROM {schema}.insert_rows(jsonb_build_array(new)) r;
+        SELECT r.id, r.duplicate INTO done FROM {schema}.insert_rows(new) r;
         IF NOT done.duplicate OR on_conflict = 'existing' THEN
             RETURN done.id;
         END IF;
@@ -126,5 +126,5 @@ BEGIN
             DETAIL = concat_ws(' ', format('It is item %s.', item.nr), nullif(detail, '')),
             HINT = coalesce(nullif(hint, ''), 'Mend that item: nothing was inserted.');
     END;
-    RETURN QUERY SELECT r.place, r.id, r.duplicate FROM {schema}.insert_rows(to_jsonb(new)) r ORDER BY r.place;
+    RETURN QUERY SELECT r.place, r.id, r.duplicate FROM {schema}.insert_rows({schema}.with_lanes(to_jsonb(new))) r ORDER BY r.place;
 END $$;

@@ -69,13 +69,13 @@ BEGIN
         IF FOUND THEN
             RETURN done.instance;
         END IF;
-        new := coalesce(new, {schema}.new_row(jsonb_build_object(
+        new := coalesce(new, {schema}.with_lanes(jsonb_build_array({schema}.new_row(jsonb_build_object(
             'machine', machine, 'state', state, 'key', key, 'queue', queue, 'version', version, 'priority', priority,
             'delay', delay::text, 'at', at, 'concurrency_key', concurrency_key,
             'concurrency_partition', concurrency_partition, 'rate_limit', rate_limit, 'rate_partition', rate_partition,
             'weight', weight
-        )));
-        SELECT r.id, r.duplicate INTO done FROM {schema}.insert_rows(jsonb_build_array(new)) r;
+        )))));
+        SELECT r.id, r.duplicate INTO done FROM {schema}.insert_rows(new) r;
         IF NOT done.duplicate THEN  -- the row is ours until the end of the transaction
             PERFORM {schema}.send_signal(done.id, NULL, name, body, dedup_key, false);
             RETURN done.id;
