@@ -192,6 +192,8 @@ def guarded_drop_sql(schema: str, *, discard: bool) -> str:
 async def migrate(connection: AsyncConnection[Row], schema: str, *, test_clock: bool = False) -> list[str]:
     """Brings a schema to this package's version; answers with the names of the migrations that it ran.
 
+    The functions are made anew where their text is another one; without a migration the answer is ``["functions"]``.
+
     All in one transaction under an advisory lock: a second process waits, then finds nothing to do. A schema keeps the
     clock that it was made with.
 
