@@ -183,7 +183,8 @@ class Engine(Client):
     async def migrate(self) -> list[str]:
         """Creates or updates the schema; answers with the names of the migrations that ran.
 
-        Where none did and this package makes other functions for SQL than the schema has, it is ``["functions"]``. Safe to call twice and from several processes at once.
+        Where none did, and this package makes other functions for SQL than the schema has, that is ``["functions"]``.
+        Safe to call twice and from several processes at once.
 
         Raises:
             DatabaseUnreachable: no connection.

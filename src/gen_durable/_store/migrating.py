@@ -243,16 +243,23 @@ async def migrate(connection: AsyncConnection[Row], schema: str, *, test_clock: 
                 await connection.execute(migration.sql.encode(), prepare=False)
                 await connection.execute(_record(migration, schema).encode(), prepare=False)
                 ran.append(migration.name)
-        made = functions_sql(schema, test_clock=has_test_clock)
-        cursor = await connection.execute(
-            f"SELECT functions FROM {schema}.migrations ORDER BY version DESC LIMIT 1".encode(), prepare=False
-        )
-        row = await cursor.fetchone()
-        if row is None or row[0] != checksum(made):
-            await connection.execute((made + _record_functions(made, schema)).encode(), prepare=False)
+        if await _make_functions(connection, schema, test_clock=has_test_clock):
             ran = ran or ["functions"]
     await fetch(connection, catalog(schema)["pruning/ensure"].bind())
     return ran
+
+
+async def _make_functions(connection: AsyncConnection[Row], schema: str, *, test_clock: bool) -> bool:
+    """Makes the functions, if those that are there were made from another text; answers whether."""
+    made = functions_sql(schema, test_clock=test_clock)
+    cursor = await connection.execute(
+        f"SELECT functions FROM {schema}.migrations ORDER BY version DESC LIMIT 1".encode(), prepare=False
+    )
+    row = await cursor.fetchone()
+    if row is not None and row[0] == checksum(made):
+        return False
+    await connection.execute((made + _record_functions(made, schema)).encode(), prepare=False)
+    return True
 
 
 async def check_version(connection: AsyncConnection[Row], schema: str) -> bool:
