@@ -188,3 +188,20 @@ async def test_workers_are_told_at_the_commit(stage: Stage, caller: Caller, ear:
         await caller.one("SELECT {s}.insert_instance('Fixed')")
         await caller.one("SELECT {s}.insert_instance('mail', '{\"to\": \"a\"}', delay => '5 s')")
     assert sorted(await stage.heard(ear)) == ["k:", "l:", "q:orders", "t:"]
+
+
+async def test_a_family_is_cancelled_in_the_order_of_ids(stage: Stage, caller: Caller, two: list[Caller]) -> None:
+    """R15: as commits lock: what comes after a row that it waits for is not locked yet, whatever its generation."""
+    root, child, grandchild, last = [await caller.one(INSERT, f"f{n}") for n in range(4)]
+    for id_, parent in ((child, root), (grandchild, child), (last, root)):
+        await stage.ask("UPDATE {schema}.instances SET parent_id = %s, parent_spawn = 1 WHERE id = %s", parent, id_)
+    gate = await stage.connect()
+    async with gate.transaction():
+        await stage.ask("SELECT FROM {schema}.instances WHERE id = %s FOR UPDATE", grandchild, on=gate)
+        task = asyncio.create_task(two[0].one("SELECT {s}.cancel(%s, cascade => true)", root))
+        await stage.until_waiting(task, two[0].connection)
+        await stage.ask("SELECT FROM {schema}.instances WHERE id = %s FOR UPDATE NOWAIT", last)
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            await stage.ask("SELECT FROM {schema}.instances WHERE id = %s FOR UPDATE NOWAIT", child)
+    assert await task is True
+    assert await stage.value("SELECT count(*) FROM {schema}.instances") == 0
