@@ -44,6 +44,30 @@ _KEYS: Final = (
     mi.UUIDType,
     mi.BytesType,
 )
+_JSON_TYPES: Final[dict[type, set[str]]] = {
+    mi.NoneType: {"null"},
+    mi.BoolType: {"boolean"},
+    mi.IntType: {"number"},
+    mi.FloatType: {"number"},
+    mi.StrType: {"string"},
+    mi.BytesType: {"string"},
+    mi.DateTimeType: {"string"},
+    mi.DateType: {"string"},
+    mi.TimeType: {"string"},
+    mi.TimeDeltaType: {"string"},
+    mi.UUIDType: {"string"},
+    mi.DecimalType: {"number", "string"},
+    mi.EnumType: {"number", "string"},
+    mi.ListType: {"array"},
+    mi.SetType: {"array"},
+    mi.FrozenSetType: {"array"},
+    mi.TupleType: {"array"},
+    mi.VarTupleType: {"array"},
+    mi.NamedTupleType: {"array"},
+    mi.DictType: {"object"},
+    mi.TypedDictType: {"object"},
+    mi.DataclassType: {"object"},
+}
 _typed_dict: Any = typing.TypedDict  # type checkers take only literal fields
 _CLASSES: Final = (mi.StructType, mi.DataclassType, mi.CustomType)
 
@@ -81,6 +105,16 @@ class StateCodec:
     def fields(self) -> tuple[str, ...]:
         """The names of the fields, in the order of their declaration."""
         return tuple(self._fields)
+
+    def json_types(self, name: str) -> list[str] | None:
+        """The types of JSON that a value of a field has when it is stored; None: it may be any."""
+        found = _json_types(mi.type_info(self._fields[name]))
+        return None if found is None else sorted(found)
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """The names of the fields without a default."""
+        return tuple(name for name in self._fields if name not in self._defaults)
 
     def build(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The whole state from ``values`` and the defaults, in the form in which a step gets it.
@@ -286,6 +320,16 @@ def _problem_with_type(hint: Any) -> str | None:
         return f"{_type_name(hint)}: {error}; {_STORABLE}"
     problem = next((found for node in _nodes(info, {}) if (found := _problem_with_node(node))), None)
     return problem and f"{_type_name(hint)}: {problem}"
+
+
+def _json_types(node: Any) -> set[str] | None:
+    if isinstance(node, mi.Metadata):
+        return _json_types(node.type)
+    if not isinstance(node, mi.UnionType):
+        return _JSON_TYPES.get(type(node))
+    parts = [_json_types(part) for part in node.types]
+    known = [part for part in parts if part is not None]
+    return set().union(*known) if len(known) == len(parts) else None
 
 
 def _nodes(node: Any, seen: dict[int, Any]) -> Iterator[mi.Type]:

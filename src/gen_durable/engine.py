@@ -186,6 +186,7 @@ class Engine(Client):
     async def migrate(self) -> list[str]:
         """Creates or updates the schema; answers with the names of the migrations that ran.
 
+        Where none did, and this package makes other functions for SQL than the schema has, that is ``["functions"]``.
         Safe to call twice and from several processes at once.
 
         Raises:

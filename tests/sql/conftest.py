@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+from functions_stage import Caller, make_engine
+from psycopg import AsyncConnection
 from sql_stage import Connection, Stage
 
 from gen_durable._store.connection import set_up
@@ -29,3 +31,12 @@ async def ear(stage: Stage) -> Any:
     connection = await stage.connect()
     await stage.run("queues/listen", on=connection)
     return connection
+
+
+@pytest.fixture
+async def caller(database_url: str, migrated: str) -> AsyncIterator[Caller]:
+    """Calls the functions of a schema in which an engine has registered the machines of ``functions_stage``."""
+    async with make_engine(database_url, migrated).client():
+        pass
+    async with await AsyncConnection.connect(database_url, autocommit=True) as connection:
+        yield Caller(migrated, connection)

@@ -22,6 +22,7 @@ PARTS = sorted((ROOT / "sql/_parts").glob("*.sql"))
 SQL = sorted(set((ROOT / "sql").rglob("*.sql")) - set(PARTS))
 SCRIPTS = sorted(ROOT.glob("*.sql"))
 MIGRATIONS = sorted((ROOT / "migrations").glob("*.sql"))
+FUNCTIONS = sorted((ROOT / "functions").glob("*.sql"))
 LONGEST = 130
 
 
@@ -73,13 +74,13 @@ def test_every_part_says_what_it_is_and_is_a_part_of_several_statements() -> Non
     assert {name for text in texts for name in re.findall(r"\{part (.*?)\}", text)} == {path.stem for path in PARTS}
 
 
-@pytest.mark.parametrize("path", [*SQL, *PARTS, *SCRIPTS, *MIGRATIONS], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*SQL, *PARTS, *SCRIPTS, *MIGRATIONS, *FUNCTIONS], ids=lambda path: path.stem)
 def test_every_table_is_named_with_its_schema(path: Path) -> None:
     body = re.sub(r"'(?:[^']|'')*'", "''", body_of(path.read_text("utf-8")))
-    made = re.findall(r"CREATE (?:TABLE|VIEW|FUNCTION)\s+(?!\{schema\})(\S+)", body)
+    made = re.findall(r"CREATE (?:OR REPLACE )?(?:TABLE|VIEW|FUNCTION)\s+(?!\{schema\})(\S+)", body)
     assert made == []
     ours = r"(?:lanes|queues|workers|instances|finished\w*|transitions\w*|schedules|schedule_runs|all_instances"
-    ours += "|migrations|limits|lines|knocks)"
+    ours += "|migrations|limits|lines|knocks|machines)"
     for match in re.finditer(rf"\b(?:FROM|JOIN|UPDATE|INTO|TABLE|OF|LIKE|ON)\s+({ours})\b(?!\s*\()", body):
         local = re.search(rf"\b{match[1]}\s+(?:AS\s+(?:NOT\s+)?(?:MATERIALIZED\s+)?\()", body)
         assert local, f"{match[0]!r} has no schema"

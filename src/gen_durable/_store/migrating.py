@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from importlib.resources import files
@@ -10,6 +11,7 @@ import psycopg
 from psycopg import AsyncConnection
 
 from gen_durable._store.connection import fetch
+from gen_durable._store.functions import checksum, functions_sql
 from gen_durable._store.operation import Request, Row, catalog, check_schema_name, render, tokens
 from gen_durable.errors import ConfigurationError, SchemaMissing, SchemaVersionError
 
@@ -19,10 +21,13 @@ __all__ = [
     "clean_sql",
     "clock_sql",
     "drop_sql",
+    "guarded_drop_sql",
     "latest_version",
     "migrate",
     "migration_sql",
+    "migration_statements",
     "migrations",
+    "version_sql",
 ]
 
 
@@ -76,6 +81,15 @@ def _record(migration: Migration, schema: str) -> str:
     )
 
 
+def _record_functions(made: str, schema: str) -> str:
+    """Notes, with the newest migration, from which text the functions were made."""
+    return render(
+        f"UPDATE {{schema}}.migrations SET functions = '{checksum(made)}' "
+        "WHERE version = (SELECT max(m.version) FROM {schema}.migrations m);\n",
+        schema,
+    )
+
+
 def _script(name: str, schema: str) -> str:
     return render((files("gen_durable._store") / name).read_text("utf-8"), schema)
 
@@ -106,11 +120,80 @@ def migration_sql(schema: str, after: int = 0, *, test_clock: bool = False) -> s
     for migration in migrations(schema, test_clock=test_clock):
         if migration.version > after:
             parts += [f"\n-- {migration.name}\n", migration.sql, "\n", _record(migration, schema)]
+    made = functions_sql(schema, test_clock=test_clock)
+    parts += ["\n-- functions\n", made, "\n", _record_functions(made, schema)]
     return "".join([*parts, render("SELECT {schema}.ensure_partitions();\n", schema), "COMMIT;\n"])
+
+
+def migration_statements(schema: str, to: int | None = None, *, test_clock: bool = False) -> list[str]:
+    """What brings a schema to a version inside a transaction of somebody else's, statement by statement.
+
+    Each looks by itself whether there is anything to do: so nothing need be known of the database when they are written
+    down, and they can be run again.
+
+    Args:
+        to: the version; None is this package's. With an older one the functions for SQL are left as they are.
+
+    Raises:
+        ConfigurationError: when the schema's name can't be used, or there is no such version.
+    """
+    latest = latest_version()
+    if to is not None and (isinstance(to, bool) or not isinstance(to, int) or not 1 <= to <= latest):
+        raise ConfigurationError(f"to={to!r}: this package knows the versions 1 to {latest}; give one, or upgrade it")
+    found = [
+        f"SELECT pg_advisory_xact_lock({tokens(schema)['{lockspace}']}, 2);",
+        *(f"{part.strip()};" for part in re.split(r";\n(?=CREATE TABLE|\Z)", _prologue(schema)) if part.strip()),
+    ]
+    for migration in migrations(schema, test_clock=test_clock):
+        if to is None or migration.version <= to:
+            new = f"NOT EXISTS (SELECT FROM {schema}.migrations m WHERE m.version = {migration.version})"
+            found.append(_unless_done(new, migration.sql + _record(migration, schema)))
+    if to in (None, latest):
+        made = functions_sql(schema, test_clock=test_clock)
+        new = f"(SELECT m.functions FROM {schema}.migrations m ORDER BY m.version DESC LIMIT 1)"
+        found.append(_unless_done(f"{new} IS DISTINCT FROM '{checksum(made)}'", made + _record_functions(made, schema)))
+    # It sets how long it waits for locks; what the transaction had is to hold for the rest of it.
+    return [
+        *found,
+        "SELECT set_config('gen_durable.lock_timeout', current_setting('lock_timeout'), true);",
+        f"SELECT {schema}.ensure_partitions();",
+        "SELECT set_config('lock_timeout', current_setting('gen_durable.lock_timeout'), true);",
+    ]
+
+
+def _unless_done(condition: str, script: str) -> str:
+    return f"DO $migrate$ BEGIN\nIF {condition} THEN\nEXECUTE $script$\n{script}\n$script$;\nEND IF;\nEND $migrate$;"
+
+
+def version_sql(schema: str) -> tuple[str, str, str]:
+    """Three questions: is there a table of migrations, what is its highest version, has the schema a test clock."""
+    check_schema_name(schema)
+    return (
+        f"SELECT to_regclass('{schema}.migrations') IS NOT NULL",
+        f"SELECT coalesce(max(m.version), 0) FROM {schema}.migrations m",
+        f"SELECT to_regprocedure('{schema}.clock()') IS NOT NULL",
+    )
+
+
+def guarded_drop_sql(schema: str, *, discard: bool) -> str:
+    """The SQL that drops a schema with all that is in it, in one statement; without ``discard`` if nothing lives."""
+    guard = (
+        "IF to_regclass('{schema}.instances') IS NOT NULL THEN\n"
+        "    IF EXISTS (SELECT FROM {schema}.instances i WHERE i.status < 9) THEN\n"
+        "        RAISE EXCEPTION 'schema {schema} holds live instances' "
+        "USING HINT = 'Let them end or cancel them first, or say discard=True.';\n"
+        "    END IF;\nEND IF;\n"
+    )
+    return render(
+        "DO $drop$ BEGIN\n" + ("" if discard else guard) + "DROP SCHEMA IF EXISTS {schema} CASCADE;\nEND $drop$;",
+        schema,
+    )
 
 
 async def migrate(connection: AsyncConnection[Row], schema: str, *, test_clock: bool = False) -> list[str]:
     """Brings a schema to this package's version; answers with the names of the migrations that it ran.
+
+    The functions are made anew where their text is another one; without a migration the answer is ``["functions"]``.
 
     All in one transaction under an advisory lock: a second process waits, then finds nothing to do. A schema keeps the
     clock that it was made with.
@@ -161,8 +244,23 @@ async def migrate(connection: AsyncConnection[Row], schema: str, *, test_clock: 
                 await connection.execute(migration.sql.encode(), prepare=False)
                 await connection.execute(_record(migration, schema).encode(), prepare=False)
                 ran.append(migration.name)
+        if await _make_functions(connection, schema, test_clock=has_test_clock):
+            ran = ran or ["functions"]
     await fetch(connection, catalog(schema)["pruning/ensure"].bind())
     return ran
+
+
+async def _make_functions(connection: AsyncConnection[Row], schema: str, *, test_clock: bool) -> bool:
+    """Makes the functions, if those that are there were made from another text; answers whether."""
+    made = functions_sql(schema, test_clock=test_clock)
+    cursor = await connection.execute(
+        f"SELECT functions FROM {schema}.migrations ORDER BY version DESC LIMIT 1".encode(), prepare=False
+    )
+    row = await cursor.fetchone()
+    if row is not None and row[0] == checksum(made):
+        return False
+    await connection.execute((made + _record_functions(made, schema)).encode(), prepare=False)
+    return True
 
 
 async def check_version(ask: Callable[[Request], Awaitable[list[Row]]], schema: str) -> bool:

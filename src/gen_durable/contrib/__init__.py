@@ -1,0 +1,1 @@
+"""What meets other packages: a module for each, imported only by who has it."""
