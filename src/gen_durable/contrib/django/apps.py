@@ -1,0 +1,45 @@
+"""The app: ``INSTALLED_APPS += ["gen_durable.contrib.django"]``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.apps import AppConfig
+from django.core import checks
+from django.core.signals import setting_changed
+from django.db.models.signals import post_migrate
+
+__all__ = ["DurableConfig"]
+
+
+class DurableConfig(AppConfig):
+    """Registers the checks, and brings gen_durable's tables with Django's ``migrate``."""
+
+    name = "gen_durable.contrib.django"
+    label = "gen_durable"
+    verbose_name = "gen_durable"
+
+    def ready(self) -> None:
+        """Once, when all apps are loaded."""
+        from gen_durable.contrib.django.checks import check_database, check_settings
+
+        checks.register(check_settings, "gen_durable")
+        checks.register(check_database, checks.Tags.database)
+        post_migrate.connect(_migrate, sender=self, dispatch_uid="gen_durable")
+        setting_changed.connect(_forget, dispatch_uid="gen_durable")
+
+
+def _migrate(*, using: str, **_: Any) -> None:
+    from gen_durable.contrib.django import conf, migrate
+
+    given = conf.read()
+    if given.migrate and using == given.database:
+        migrate()
+
+
+def _forget(*, setting: str, **_: Any) -> None:
+    """A test has other settings for a while."""
+    from gen_durable.contrib.django import close
+
+    if setting in ("GEN_DURABLE", "DATABASES", "TASKS", "INSTALLED_APPS"):
+        close()
