@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin, messages
 from django.core.paginator import Paginator
@@ -21,10 +21,16 @@ from gen_durable.snapshot import Transition
 
 __all__ = ["InstanceAdmin"]
 
+if TYPE_CHECKING:
+    _Paginator = Paginator[Any]
+    _ModelAdmin = admin.ModelAdmin[Instance]
+else:  # Django's own classes take no parameters
+    _Paginator, _ModelAdmin = Paginator, admin.ModelAdmin
+
 MOST_COUNTED = 10_000  # rows; nobody turns more pages, and a count of millions takes seconds
 
 
-class BoundedPaginator(Paginator[Any]):
+class BoundedPaginator(_Paginator):
     """Counts up to a bound."""
 
     @cached_property
@@ -60,7 +66,7 @@ class QueueFilter(LaneFilter):
 
 
 @admin.register(Instance)
-class InstanceAdmin(admin.ModelAdmin[Instance]):
+class InstanceAdmin(_ModelAdmin):
     """A list with filters and a search by id or the beginning of a key; a page for each instance."""
 
     list_display = ("id", "machine", "status", "step", "queue", "key", "attempt", "due_at", "updated_at")
@@ -158,7 +164,7 @@ class InstanceAdmin(admin.ModelAdmin[Instance]):
 
 def _shown(value: Any) -> SafeString:
     if value is None:
-        return format_html("-")
+        return format_html("{}", "-")
     return format_html("<pre>{}</pre>", json.dumps(value, indent=2, ensure_ascii=False))
 
 
