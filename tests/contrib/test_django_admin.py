@@ -58,6 +58,7 @@ def test_a_list_with_search_and_filters(visit: Callable[..., Client]) -> None:
     assert found(q=f"{name}:t") == [False, True, False]
     assert found(q=str(task.id)) == [False, False, True]
     assert found(q="99999999999999999999") == [False, False, False]
+    assert found(q="x" * 600) == found(q="\0") == [False, False, False]
     assert found(machine="django.task") == [False, False, True]
     assert found(queue="shop") == [True, True, False]
     assert found(status__exact=1, q=name) == [False, True, False]
@@ -116,9 +117,12 @@ def test_who_may_cancels_and_retries(visit: Callable[..., Client]) -> None:
     assert "only a failed or cancelled one can be retried" in act("retry_selected")
 
 
-def test_a_count_has_a_bound(visit: Callable[..., Client], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A list of millions is not counted to its end."""
-    client().insert_many(Checkout(order=n) for n in range(5))
-    monkeypatch.setattr(admin, "MOST_COUNTED", 3)
-    text = page(visit("view_instance"))
+def test_a_list_has_a_bound(visit: Callable[..., Client], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of millions the newest are listed and counted; an older one is found by its id."""
+    ids = [item.id for item in client().insert_many(Checkout(order=n) for n in range(5))]
+    monkeypatch.setattr(admin, "MOST_LISTED", 3)
+    browser = visit("view_instance")
+    text = page(browser)
     assert "3 instances" in text
+    assert [f"{LIST}{id_}/change/" in text for id_ in ids] == [False, False, True, True, True]
+    assert f"{LIST}{ids[0]}/change/" in page(browser, q=str(ids[0]))

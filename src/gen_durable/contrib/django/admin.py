@@ -7,37 +7,51 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin, messages
-from django.core.paginator import Paginator
+from django.contrib.admin.views.main import ChangeList
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest
-from django.utils.functional import cached_property
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from gen_durable.contrib.django import client
 from gen_durable.contrib.django.models import Instance, Lane
-from gen_durable.errors import GenDurableError
+from gen_durable.errors import GenDurableError, InvalidArgument
 from gen_durable.snapshot import Transition
+from gen_durable.status import Status
 
 __all__ = ["InstanceAdmin"]
 
 if TYPE_CHECKING:
-    _Paginator = Paginator[Any]
     _ModelAdmin = admin.ModelAdmin[Instance]
-else:  # Django's own classes take no parameters
-    _Paginator, _ModelAdmin = Paginator, admin.ModelAdmin
+else:  # Django's own class takes no parameter
+    _ModelAdmin = admin.ModelAdmin
 
-MOST_COUNTED = 10_000  # rows; nobody turns more pages, and a count of millions takes seconds
+MOST_LISTED = 1000  # rows; over the view all instances would be sorted for a page, and counted
 
 
-class BoundedPaginator(_Paginator):
-    """Counts up to a bound."""
+class InstanceList(ChangeList):
+    """Lists the newest instances that fit, as the client finds them: by the index of ids, however many there are."""
 
-    @cached_property
-    def count(self) -> int:
-        """How many rows there are, at most ``MOST_COUNTED``."""
-        rows: Any = self.object_list
-        return int(rows.order_by()[:MOST_COUNTED].count())
+    def get_queryset(self, request: HttpRequest, exclude_parameters: Any = None) -> QuerySet[Any]:
+        """The chosen ones among them."""
+        rows = super().get_queryset(request, exclude_parameters)
+        status, term = request.GET.get("status__exact", ""), self.query.strip()
+        try:
+            page = client().list(
+                machine=request.GET.get("machine"),
+                queue=request.GET.get("queue"),
+                status=Status(int(status)).label if status.isdigit() and int(status) in set(Status) else None,
+                key_prefix=term or None,
+                limit=MOST_LISTED,
+            )
+        except InvalidArgument:  # what can't be a name fits nothing
+            return rows.none()
+        return rows.filter(pk__in=[found.id for found in page.items] + _ids(term))
+
+
+def _ids(term: str) -> list[int]:
+    """What may be an id in a search."""
+    return [int(term)] if term.isascii() and term.isdigit() and int(term) < 2**63 else []
 
 
 class LaneFilter(admin.SimpleListFilter):
@@ -74,7 +88,6 @@ class InstanceAdmin(_ModelAdmin):
     search_fields = ("key",)
     search_help_text = "an id, or the beginning of a key"
     ordering = ("-id",)
-    paginator = BoundedPaginator
     show_full_result_count = False
     list_per_page = 50
     actions = ("cancel_selected", "retry_selected")
@@ -85,6 +98,10 @@ class InstanceAdmin(_ModelAdmin):
         ("Content", {"fields": ("shown_state", "shown_result", "shown_error")}),
         ("History", {"fields": ("history",)}),
     )
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        """The bounded list."""
+        return InstanceList
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         """Nobody."""
@@ -109,10 +126,7 @@ class InstanceAdmin(_ModelAdmin):
         term = search_term.strip()
         if not term:
             return queryset, False
-        wanted = Q(key__startswith=term)
-        if term.isascii() and term.isdigit() and int(term) < 2**63:
-            wanted |= Q(id=int(term))
-        return queryset.filter(wanted), False
+        return queryset.filter(Q(key__startswith=term) | Q(id__in=_ids(term))), False
 
     @admin.display(description="state")
     def shown_state(self, instance: Instance) -> SafeString:
