@@ -3,7 +3,7 @@
 An instance is a row in Postgres, a machine is a class, each step's outcome is committed before the next step starts.
 """
 
-from gen_durable.client import BulkItem, Handle, Inserted
+from gen_durable.client import BulkItem, Handle, Inserted, SyncClient, SyncHandle, SyncInserted
 from gen_durable.context import ChildResult, Context, Signal
 from gen_durable.engine import Engine
 from gen_durable.job import Job, job
@@ -56,6 +56,9 @@ __all__ = [
     "Snapshot",
     "Spawn",
     "Stop",
+    "SyncClient",
+    "SyncHandle",
+    "SyncInserted",
     "Transition",
     "Why",
     "WorkerInfo",

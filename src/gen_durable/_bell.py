@@ -11,7 +11,7 @@ from gen_durable._session import Session
 from gen_durable._store.operation import Catalog
 from gen_durable.errors import DatabaseUnreachable, EngineStateError
 
-__all__ = ["Bell"]
+__all__ = ["Bell", "SilentBell"]
 
 COALESCE_SECONDS = 0.005
 
@@ -76,3 +76,20 @@ class Bell:
             timer.cancel()
             self._ring(queue)
         await asyncio.gather(*self._ringing, return_exceptions=True)
+
+
+class SilentBell:
+    """For clients without an event loop: every statement tells by itself, and nothing is told later."""
+
+    def rides_along(self, queues: Iterable[str]) -> bool:
+        """It does."""
+        return True
+
+    def told(self, queues: Iterable[str], sent: float) -> None:
+        """It is known."""
+
+    def later(self, queue: str) -> None:
+        """The statement has told of all that it made due."""
+
+    async def close(self) -> None:
+        """There is nothing to tell."""

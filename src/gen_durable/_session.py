@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import psycopg
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, Connection
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
 from gen_durable._store.connection import cut, fetch, forbidden, open_connection, set_up, unreachable
@@ -18,7 +18,7 @@ from gen_durable._store.operation import Operation, Request, Row, drive, drive_t
 from gen_durable.config import Settings
 from gen_durable.errors import DatabaseUnreachable, EngineStateError, InvalidArgument
 
-__all__ = ["Session"]
+__all__ = ["Session", "is_quiet"]
 
 
 class Session:
@@ -43,7 +43,7 @@ class Session:
         except (psycopg.Error, OSError, TimeoutError) as error:
             raise unreachable(url, error) from None
         try:
-            test_clock = await check_version(first, self._settings.schema)
+            test_clock = await check_version(lambda request: fetch(first, request), self._settings.schema)
         except psycopg.errors.InsufficientPrivilege as error:
             raise forbidden(url, error) from None
         finally:
@@ -93,27 +93,31 @@ class Session:
         async with self._connection("a transaction") as connection:
             return await drive_together(operation, lambda request: self._watched(connection, request))
 
-    async def _watched(self, connection: AsyncConnection[Row], request: Request) -> list[Row]:
+    async def _watched(self, connection: Any, request: Request) -> list[Row]:
         timer = asyncio.get_running_loop().call_later(self._settings.statement_timeout, cut, connection)
         try:
             return await fetch(connection, request)
         finally:
             timer.cancel()
 
-    @contextlib.asynccontextmanager
-    async def _connection(self, what: str) -> AsyncIterator[AsyncConnection[Row]]:
+    def check_open(self) -> None:
+        """Refuses a call before :meth:`open` and after :meth:`close`.
+
+        Raises:
+            EngineStateError: the session is not open.
+        """
         if self._pool is None:
             raise EngineStateError(
                 f"the engine {self._settings.name!r} is not started: use it inside `async with engine:` "
                 "or `async with engine.client():`"
             )
-        pool = self._pool
+
+    @contextlib.asynccontextmanager
+    async def _connection(self, what: str) -> AsyncIterator[Any]:
+        self.check_open()
         try:
-            connection = await pool.getconn()
-            try:
+            async with self._pooled() as connection:
                 yield connection
-            finally:
-                await pool.putconn(connection)
         except (PoolTimeout, PoolClosed) as error:
             raise unreachable(self.url, error) from error
         except (psycopg.DataError, psycopg.errors.ProgramLimitExceeded, psycopg.errors.StatementTooComplex) as error:
@@ -127,6 +131,16 @@ class Session:
                 f"{unreachable(self.url, error)}. The connection broke while {what} was under way: "
                 "a write may or may not have taken effect"
             ) from error
+
+    @contextlib.asynccontextmanager
+    async def _pooled(self) -> AsyncIterator[Any]:
+        pool = self._pool
+        assert pool is not None
+        connection = await pool.getconn()
+        try:
+            yield connection
+        finally:
+            await pool.putconn(connection)
 
 
 class _PooledConnection(AsyncConnection[Row]):
@@ -142,9 +156,14 @@ async def _configure(connection: AsyncConnection[Row]) -> None:
 
 
 async def _check_if_idle(connection: AsyncConnection[Row]) -> None:
-    """A connection at rest that has something to read was closed by the other side: found without a round trip."""
-    quiet = select.poll()
-    if not connection.closed:
-        quiet.register(connection.pgconn.socket, select.POLLIN)
-    if connection.closed or quiet.poll(0):
+    if not is_quiet(connection):
         await AsyncConnectionPool.check_connection(connection)
+
+
+def is_quiet(connection: AsyncConnection[Row] | Connection[Row]) -> bool:
+    """A connection at rest that has something to read was closed by the other side: found without a round trip."""
+    if connection.closed:
+        return False
+    quiet = select.poll()
+    quiet.register(connection.pgconn.socket, select.POLLIN)
+    return not quiet.poll(0)

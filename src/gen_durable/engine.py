@@ -10,15 +10,13 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from datetime import timedelta
 from typing import Any, Literal, Self
 
-import psycopg
-
 from gen_durable import embedded
+from gen_durable._database import given_url, migrate_at, uses_embedded
 from gen_durable._runtime.worker import Worker
-from gen_durable._store.connection import forbidden, open_connection, parse_url, unreachable
-from gen_durable._store.migrating import migrate
+from gen_durable._store.connection import parse_url
 from gen_durable._store.operation import check_schema_name
-from gen_durable.client import Client
-from gen_durable.config import Settings, database_url_from_environment
+from gen_durable.client import Client, SyncClient
+from gen_durable.config import Settings
 from gen_durable.errors import ConfigurationError, EngineStateError
 from gen_durable.events import EventName, Hooks
 from gen_durable.limits import Rate
@@ -170,15 +168,8 @@ class Engine(Client):
             ConfigurationError: no URL, and the embedded server is not allowed.
             EmbeddedError: it can't be started.
         """
-        found = self._settings.url or database_url_from_environment()
-        if found is not None and self._settings.embedded is not True:
-            return parse_url(found)
-        if self._settings.embedded is False or (not development and not self._settings.embedded):
-            raise ConfigurationError(
-                "no database: pass url= or set GEN_DURABLE_DATABASE_URL or DATABASE_URL. "
-                "A worker process uses the embedded development server only when asked to (embedded=True, --embedded)"
-            )
-        return parse_url(await asyncio.to_thread(embedded.start))
+        url = given_url(self._settings, development=development)
+        return parse_url(await asyncio.to_thread(embedded.start)) if url is None else url
 
     async def migrate(self) -> list[str]:
         """Creates or updates the schema; answers with the names of the migrations that ran.
@@ -192,17 +183,7 @@ class Engine(Client):
         return await self._migrate()
 
     async def _migrate(self, *, test_clock: bool = False) -> list[str]:
-        url = await self.database_url()
-        try:
-            connection = await open_connection(url, f"gen_durable {self._settings.name} migrate")
-        except (psycopg.Error, OSError) as error:
-            raise unreachable(url, error) from None
-        try:
-            return await migrate(connection, self._settings.schema, test_clock=test_clock)
-        except psycopg.errors.InsufficientPrivilege as error:
-            raise forbidden(url, error) from error
-        finally:
-            await connection.close()
+        return await migrate_at(await self.database_url(), self._settings, test_clock=test_clock)
 
     async def _connect(self, *, development: bool) -> None:
         if self._settings.name in _running:
@@ -213,19 +194,12 @@ class Engine(Client):
         _running[self._settings.name] = self
         try:
             url = await self.database_url(development=development)
-            if self._uses_embedded(url):
+            if uses_embedded(self._settings):
                 await self.migrate()
-            self._use_clock(test=await self._session.open(url))
-            await self._open_limits()
-            for schedule in self._settings.schedules:
-                await self._declare(schedule)
+            await self._open(url)
         except BaseException:
             await self._disconnect()
             raise
-
-    def _uses_embedded(self, url: str) -> bool:
-        given = self._settings.url or database_url_from_environment()
-        return given is None or self._settings.embedded is True
 
     async def _disconnect(self) -> None:
         await self._close()
@@ -233,6 +207,14 @@ class Engine(Client):
             del _running[self._settings.name]
 
     # Life -----------------------------------------------------------------------------------------
+
+    def sync_client(self) -> SyncClient:
+        """A client with this engine's settings for code that is not async; it needs no event loop.
+
+        It works whether this engine is started or not, and has connections of its own: open and close it, or use it as
+        a context manager.
+        """
+        return SyncClient._of(self._settings)
 
     @contextlib.asynccontextmanager
     async def client(self) -> AsyncIterator[Self]:

@@ -14,7 +14,7 @@ from psycopg import AsyncConnection, Connection, conninfo
 from psycopg.adapt import Loader
 from psycopg.rows import tuple_row
 
-from gen_durable._store.operation import Request, Row
+from gen_durable._store.operation import Operation, Request, Row, Statement, drive, drive_sync
 from gen_durable.errors import ConfigurationError, DatabaseError, DatabaseUnreachable
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "open_sync",
     "parse_url",
     "set_up",
+    "set_up_sync",
     "unreachable",
 ]
 
@@ -64,6 +65,11 @@ _BOUNDS = {
     "statement_timeout": "60s",
     "idle_in_transaction_session_timeout": "60s",
 }
+
+_WHOSE = Statement("set_up", b"SELECT pg_backend_pid()", ())
+_SET = Statement(
+    "set_up", b"SELECT set_config(name, value, false) FROM unnest($1::text[], $2::text[]) AS s (name, value)", ()
+)
 
 
 class RawJson(Loader):
@@ -201,17 +207,21 @@ async def set_up(connection: AsyncConnection[Row], *, steady: bool) -> bool:
     Behind a pooler in transaction mode the next transaction may go to another server process: there nothing may be set,
     prepared, locked or listened to. It shows in the process number that the server gives.
     """
-    cursor = await connection.execute("SELECT pg_backend_pid()")
-    row = await cursor.fetchone()
-    if row is None or row[0] != connection.info.backend_pid:
+    return await drive(_setting_up(connection, steady), lambda request: fetch(connection, request))
+
+
+def set_up_sync(connection: Connection[Row]) -> bool:
+    """The blocking twin of :func:`set_up`, for a client's session."""
+    return drive_sync(_setting_up(connection, False), lambda request: fetch_sync(connection, request))
+
+
+def _setting_up(connection: AsyncConnection[Row] | Connection[Row], steady: bool) -> Operation[bool]:
+    rows = yield Request(_WHOSE, ())
+    if rows[0][0] != connection.info.backend_pid:
         return False
-    connection.prepare_threshold = 0
     settings = {**_BOUNDS, **(_STEADY if steady else _CLIENT)}
-    await connection.execute(
-        "SELECT set_config(name, value, false) FROM unnest(%s::text[], %s::text[]) AS s (name, value)",
-        (list(settings), list(settings.values())),
-        prepare=False,
-    )
+    yield Request(_SET, (list(settings), list(settings.values())))
+    connection.prepare_threshold = 0
     return True
 
 
@@ -244,7 +254,7 @@ def fetch_sync(connection: Connection[Row], request: Request) -> list[Row]:
     return cursor.fetchall() if cursor.description else []
 
 
-def cut(connection: AsyncConnection[Row]) -> None:
+def cut(connection: AsyncConnection[Row] | Connection[Row]) -> None:
     """Ends a connection's socket at once, whatever it waits for.
 
     A statement in flight then fails immediately, also on a link that has gone silent, where a polite cancel would wait.

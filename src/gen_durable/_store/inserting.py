@@ -15,10 +15,12 @@ __all__ = [
     "Born",
     "Inserting",
     "Lane",
+    "LaneGone",
     "LaneKey",
     "NewInstance",
     "Placed",
     "ensure_lanes",
+    "in_one",
     "insert_all",
     "replace_or_insert",
 ]
@@ -36,6 +38,13 @@ class LaneKey(NamedTuple):
 
 
 Lane: TypeAlias = int
+
+
+class LaneGone(LookupError):
+    """A lane is not there; the message is of one that was, and is no more."""
+
+    def __init__(self) -> None:
+        super().__init__("a lane is gone: the schema was dropped or replaced under this client; restart it")
 
 
 class NewInstance(msgspec.Struct, omit_defaults=True):
@@ -120,6 +129,13 @@ def _chunks(rows: Iterable[tuple[int, NewInstance]]) -> Iterator[list[tuple[int,
         yield chunk
 
 
+def in_one(rows: list[NewInstance]) -> bool:
+    """Whether one statement inserts all of these rows, or none of them."""
+    chunks = _chunks(enumerate(rows))
+    next(chunks)
+    return next(chunks, None) is None and len({row.lane for row in rows}) == 1
+
+
 def insert_all(
     sql: Catalog,
     rows: list[NewInstance],
@@ -163,7 +179,7 @@ def insert_all(
                 worker=None if birth is None else birth.worker,
             )
             if len(answer) != len(chunk):
-                raise LookupError("a lane is gone: the schema was dropped or replaced under this client; restart it")
+                raise LaneGone
             taken: list[tuple[int, NewInstance]] = []
             told = told and bool(answer[0][2])
             born: list[Born] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from importlib.resources import files
 
@@ -9,7 +10,7 @@ import psycopg
 from psycopg import AsyncConnection
 
 from gen_durable._store.connection import fetch
-from gen_durable._store.operation import Row, catalog, check_schema_name, render, tokens
+from gen_durable._store.operation import Request, Row, catalog, check_schema_name, render, tokens
 from gen_durable.errors import ConfigurationError, SchemaMissing, SchemaVersionError
 
 __all__ = [
@@ -164,15 +165,19 @@ async def migrate(connection: AsyncConnection[Row], schema: str, *, test_clock: 
     return ran
 
 
-async def check_version(connection: AsyncConnection[Row], schema: str) -> bool:
+async def check_version(ask: Callable[[Request], Awaitable[list[Row]]], schema: str) -> bool:
     """Refuses a schema that is not at this package's version; answers whether it has a test clock.
+
+    Args:
+        ask: runs one statement.
+        schema: the schema.
 
     Raises:
         SchemaMissing: when it was never migrated.
         SchemaVersionError: when it is older or newer.
     """
     try:
-        rows = await fetch(connection, catalog(schema)["workers/version"].bind())
+        rows = await ask(catalog(schema)["workers/version"].bind())
     except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
         raise SchemaMissing(
             f"the database has no gen_durable schema {schema!r}: run `gen-durable migrate --schema {schema}` "

@@ -9,6 +9,7 @@ connection, so the same code serves an async and a sync one.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import zlib
 from collections.abc import Awaitable, Callable, Generator, Mapping
@@ -72,8 +73,13 @@ class Request(NamedTuple):
     parameters: tuple[Any, ...]
 
 
-_BEGIN, _COMMIT, _ROLLBACK = (
-    Request(Statement(word, word.encode(), ()), ()) for word in ("BEGIN", "COMMIT", "ROLLBACK")
+def _words(text: str) -> Request:
+    return Request(Statement(text, text.encode(), ()), ())
+
+
+_BEGIN, _COMMIT, _ROLLBACK = (_words(word) for word in ("BEGIN", "COMMIT", "ROLLBACK"))
+_SAVE, _RELEASE, _BACK = (
+    _words(f"{words} gen_durable") for words in ("SAVEPOINT", "RELEASE SAVEPOINT", "ROLLBACK TO SAVEPOINT")
 )
 
 Operation: TypeAlias = Generator[Request, list[Row], T]
@@ -162,15 +168,26 @@ async def drive(operation: Operation[T], fetch: Callable[[Request], Awaitable[li
         return stop.value  # type: ignore[no-any-return]  # a generator's return value is untyped here
 
 
-async def drive_together(operation: Operation[T], fetch: Callable[[Request], Awaitable[list[Row]]]) -> T:
-    """Runs an operation in one transaction of an autocommit connection: what it raises rolls everything back."""
-    await fetch(_BEGIN)
+async def drive_together(
+    operation: Operation[T], fetch: Callable[[Request], Awaitable[list[Row]]], *, inside: bool = False
+) -> T:
+    """Runs an operation in one transaction: what it raises rolls everything back.
+
+    Args:
+        operation: what is to be done.
+        fetch: runs one request on the connection.
+        inside: a transaction is open already: then it is a savepoint of that.
+    """
+    await fetch(_SAVE if inside else _BEGIN)
     try:
         value = await drive(operation, fetch)
-    except Exception:
-        await fetch(_ROLLBACK)
+    except BaseException:
+        with contextlib.suppress(Exception):  # the connection may have broken; what happened first is raised
+            await fetch(_BACK if inside else _ROLLBACK)
+            if inside:
+                await fetch(_RELEASE)
         raise
-    await fetch(_COMMIT)
+    await fetch(_RELEASE if inside else _COMMIT)
     return value
 
 

@@ -173,7 +173,7 @@ def _found(row: Row) -> Found | None:
     )
     if id_ is None:
         return None
-    template = Template(lane, step, state, priority, time_field, *limits)
+    template = Template(lane, step, state.encode(), priority, time_field, *limits)
     span = None if since is None else (_utc(since), _utc(until))
     return Found(_utc(now), id_, rev, _times(cron, every, tz), _utc(anchor), template, machine, span)
 

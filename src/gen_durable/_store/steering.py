@@ -10,7 +10,7 @@ from gen_durable._store.operation import Catalog, Operation
 from gen_durable.context import ChildResult
 from gen_durable.status import Status
 
-__all__ = ["Cancelled", "Claim", "bring_back", "cancel_all", "cancel_children", "children"]
+__all__ = ["Cancelled", "Claim", "Target", "bring_back", "cancel_all", "cancel_children", "children", "find"]
 
 BATCH = 1000
 
@@ -20,6 +20,27 @@ class Claim(NamedTuple):
 
     worker: int
     rev: int
+
+
+class Target(NamedTuple):
+    """What is to be steered."""
+
+    id: int
+    status: Status
+    queue: str
+    key: str | None
+
+    @property
+    def terminal(self) -> bool:
+        """Whether it has ended."""
+        return self.status.terminal
+
+
+def find(sql: Catalog, target: int | str) -> Operation[Target | None]:
+    """An instance by id or key (the live one, else the one that ended last)."""
+    id_, key = (target, None) if isinstance(target, int) else (None, target)
+    rows = yield sql["steering/target"].bind(id=id_, key=key)
+    return Target(rows[0][0], Status(rows[0][1]), *rows[0][2:]) if rows else None
 
 
 class Cancelled(NamedTuple):

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from gen_durable.client.handle import Handle, Inserted
+from gen_durable.client.calls import Client
+from gen_durable.client.handle import Handle, Inserted, SyncHandle, SyncInserted
 from gen_durable.client.inserting import BulkItem
-from gen_durable.client.limiting import LimitingCalls
-from gen_durable.client.scheduling import SchedulingCalls
-from gen_durable.client.steering import SteeringCalls
+from gen_durable.client.sync import SyncClient
 
-__all__ = ["BulkItem", "Client", "Handle", "Inserted"]
-
-
-class Client(SchedulingCalls, SteeringCalls, LimitingCalls):
-    """The calls. An :class:`gen_durable.Engine` is one; it is open between ``async with``'s begin and end."""
+__all__ = ["BulkItem", "Client", "Handle", "Inserted", "SyncClient", "SyncHandle", "SyncInserted"]

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import math
+import threading
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
-from gen_durable._bell import Bell
+from gen_durable._bell import Bell, SilentBell
+from gen_durable._blocking_ear import BlockingEar
+from gen_durable._caller import CallerSession, Home, Runs
 from gen_durable._checks import check_name
 from gen_durable._ear import Ear
 from gen_durable._session import Session
 from gen_durable._store.inserting import LaneKey, ensure_lanes
+from gen_durable._store.lending import Lent, lend
 from gen_durable._store.limiting import rates
 from gen_durable._store.operation import Operation, catalog
+from gen_durable._waiter import LoopWaiter, Waiter
 from gen_durable.config import Settings
 from gen_durable.errors import DatabaseUnreachable, EngineStateError, InvalidArgument, NoSuchInstance
 from gen_durable.limits import Limits, RateRefused, check_known
@@ -78,16 +82,35 @@ class Base:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._sql = catalog(settings.schema)
-        self._session = Session(settings)
-        self._bell = Bell(self._session, self._sql)
-        self._ear = Ear(settings, self._sql, self._ended)
+        self._session = self._make_session()
+        self._bell = self._make_bell()
+        self._ear = self._make_ear()
+        self._home = Home(self._session.fetch)
         self._lanes: dict[LaneKey, int] = {}
         # The burst of each rate limit.
         self._rates: dict[str, float] = {name: rate.burst for name, rate in settings.rate_limits.items()}
         self._known_queues: set[str] = {*settings.queues, *(spec.queue for spec in settings.machines)}
-        self._waiters: dict[int, set[asyncio.Event]] = {}
+        self._waiters: dict[int, set[Waiter]] = {}
+        self._waiters_lock = threading.Lock()
         self._local: Any = None  # the worker in this process
         self._test_clock = False
+
+    # What a client without an event loop has others of ---------------------------------------------
+
+    def _make_session(self) -> Session:
+        return Session(self._settings)
+
+    def _make_bell(self) -> Bell | SilentBell:
+        return Bell(self._session, self._sql)
+
+    def _make_ear(self) -> Ear | BlockingEar:
+        return Ear(self._settings, self._sql, self._ended)
+
+    def _make_waiter(self) -> Waiter:
+        return LoopWaiter()
+
+    def _lend(self, conn: Any) -> Lent:
+        return lend(conn)
 
     def _use_clock(self, *, test: bool) -> None:
         """The schema says by which clock its rows are due: see ADR 14. What bell and ear send has no clock in it."""
@@ -95,13 +118,26 @@ class Base:
             self._test_clock = test
             self._sql = catalog(self._settings.schema, test_clock=test)
 
+    def _over(self, conn: Any) -> Runs:
+        """What a call's operations run on: this client's own connections, or the one that the caller lends.
+
+        In a caller's transaction nothing may be kept that it could still undo, and nobody here is told: its commit
+        tells, as it tells others.
+
+        Raises:
+            InvalidArgument: ``conn`` is not a connection that can be used.
+            EngineStateError: this client is not open.
+        """
+        if conn is None:
+            return self._session
+        self._session.check_open()
+        return CallerSession(self._lend(conn), self._home, self._sql, self._settings.schema)
+
     async def _close(self) -> None:
         await self._ear.close()
         await self._bell.close()
         await self._session.close()
-        for events in self._waiters.values():
-            for event in events:
-                event.set()
+        self._ended(None)
 
     async def _bringing(self, operation: Operation[Any], birth: Any) -> Any:
         """Runs an operation that may bring rows to this process's worker as its claims."""
@@ -118,10 +154,11 @@ class Base:
 
     def _ended(self, instance_id: int | None) -> None:
         """An instance has ended that somebody may wait for (None: any may have)."""
-        known = [self._waiters.get(instance_id, set())] if instance_id is not None else list(self._waiters.values())
-        for events in known:
-            for event in events:
-                event.set()
+        with self._waiters_lock:
+            known = self._waiters if instance_id is None else {instance_id: self._waiters.get(instance_id, ())}
+            waiters = [waiter for several in known.values() for waiter in several]
+        for waiter in waiters:
+            waiter.set()
 
     async def _load_rates(self) -> None:
         """Reads which rates there are; where that can't be done, what was known stays."""
@@ -168,7 +205,7 @@ class Base:
     async def _check_queues(self, queues: set[str]) -> None:
         if queues - self._known_queues:
             rows = await self._session.fetch(self._sql["queues/names"].bind())
-            self._known_queues |= {row[0] for row in rows}
+            self._known_queues = self._known_queues | {row[0] for row in rows}
         for queue in sorted(queues - self._known_queues):
             raise InvalidArgument(
                 f"there is no queue {queue!r}; known are {', '.join(sorted(self._known_queues))}: "

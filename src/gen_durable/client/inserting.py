@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import msgspec
 
+from gen_durable._caller import Runs
 from gen_durable._checks import check_name, check_priority, check_seconds
-from gen_durable._store.inserting import LaneKey, NewInstance, insert_all, replace_or_insert
+from gen_durable._store.inserting import LaneKey, NewInstance, Placed, in_one, insert_all, replace_or_insert
 from gen_durable.client.handle import Handle, Inserted
 from gen_durable.client.waiting import WaitingCalls
 from gen_durable.config import LONGEST_POLL
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["BulkItem", "InsertingCalls", "check_at"]
 
 Conflict: TypeAlias = Literal["raise", "existing", "replace"]
+Checked: TypeAlias = tuple[MachineSpec, LaneKey, NewInstance]
 
 AT_A_TIME = 500  # children that are checked without a pause
 
@@ -72,6 +74,7 @@ class InsertingCalls(WaitingCalls):
         concurrency_key: KeyOption = KEEP,
         rate_limit: KeyOption = KEEP,
         weight: WeightOption = KEEP,
+        conn: Any = None,
     ) -> Handle:
         """Inserts a machine or a bound job; it is there, durably, when this returns.
 
@@ -92,6 +95,8 @@ class InsertingCalls(WaitingCalls):
                 None is no limit; by default what its machine declares.
             rate_limit: of its first step; None is no limit; by default what the step declares.
             weight: the tokens that its first step takes there; None is 1; by default what the step declares.
+            conn: a connection of the caller's: then it is there when the caller's transaction commits, if it does, and
+                workers are woken at that moment. See the guide on transactions.
 
         Raises:
             DuplicateInstance: the key is taken (and ``on_conflict`` does not help).
@@ -103,28 +108,49 @@ class InsertingCalls(WaitingCalls):
             raise InvalidArgument(f'on_conflict={on_conflict!r}: use "raise", "existing" or "replace"')
         item = BulkItem(instance, key, queue, priority, delay, at, scope, concurrency_key, rate_limit, weight)
         if on_conflict == "replace":
-            inserted = await self._replace(item)
+            inserted = await self._replace(item, conn)
         else:
-            (inserted,) = await self.insert_many([item])
+            (inserted,) = await self.insert_many([item], conn=conn)
         if inserted.duplicate and on_conflict != "existing":
             assert key is not None
             raise DuplicateInstance(key, inserted.id)
         return inserted.handle
 
-    async def insert_many(self, items: Iterable[Machine | BulkItem]) -> builtins.list[Inserted]:
+    async def insert_many(self, items: Iterable[Machine | BulkItem], *, conn: Any = None) -> builtins.list[Inserted]:
         """Inserts any number, a few thousand in each round trip; answers for each, in the order given.
 
         All items are checked before the first is written. Each round trip is a transaction of its own. An item whose
         key is taken, also by an earlier item, is reported as a duplicate.
 
+        Args:
+            items: machines and bound jobs, or :class:`BulkItem`s with options.
+            conn: a connection of the caller's, as in ``insert``: then all round trips are one transaction.
+
         Raises:
             InvalidState, InvalidArgument: an item is wrong; nothing was written.
             DatabaseUnreachable: no connection, or it broke.
         """
+        runs = self._over(conn)
         checked = [await self._checked(item if isinstance(item, BulkItem) else BulkItem(item)) for item in items]
         if not checked:
             return []
         await self._place(checked)
+        rows = [row for _, _, row in checked]
+        placed = await (self._insert_here(checked) if conn is None else self._insert_there(runs, rows))
+        return [
+            Inserted(self._handle(place.id, row.key, spec.name), place.duplicate)
+            for (spec, _, row), place in zip(checked, placed, strict=True)
+        ]
+
+    async def _insert_there(self, runs: Runs, rows: builtins.list[NewInstance]) -> builtins.list[Placed]:
+        """In a caller's transaction."""
+        whole = in_one(rows)
+        inserting = insert_all(self._sql, rows, soon=LONGEST_POLL, together=not whole)
+        placed, _ = await (runs.call if whole else runs.together)(inserting)
+        return placed  # type: ignore[no-any-return]  # a session answers with anything
+
+    async def _insert_here(self, checked: Sequence[Checked]) -> builtins.list[Placed]:
+        """On this client's own connections, where the worker of this process may take the rows at once."""
         queues = {lane.queue for _, lane, row in checked if not (row.delay or row.limited)}  # "at" may have passed
         later = any(row.delay or row.at is not None for _, _, row in checked)
         rows = [row for _, _, row in checked]
@@ -156,21 +182,19 @@ class InsertingCalls(WaitingCalls):
             self._local.inserted(queues, min(waits, default=None))
             if limited:
                 self._local.knocked()
-        return [
-            Inserted(self._handle(place.id, row.key, spec.name), place.duplicate)
-            for (spec, _, row), place in zip(checked, placed, strict=True)
-        ]
+        return placed  # type: ignore[no-any-return]
 
     def _handle(self, instance_id: int, key: str | None, machine: str) -> Handle:
         return Handle(instance_id, key, machine, cast("Client", self))
 
-    async def _replace(self, item: BulkItem) -> Inserted:
+    async def _replace(self, item: BulkItem, conn: Any) -> Inserted:
+        runs = self._over(conn)
         spec, lane, row = await self._checked(item)
         if row.key is None or row.scope == 0:
             raise InvalidArgument('on_conflict="replace" needs a key with a scope: what would it replace?')
         row.lane = await self._lane(spec, lane.queue)
-        place = await self._session.call(replace_or_insert(self._sql, row, soon=LONGEST_POLL))
-        if self._local is not None:
+        place = await runs.call(replace_or_insert(self._sql, row, soon=LONGEST_POLL))
+        if self._local is not None and conn is None:
             self._local.inserted({lane.queue}, row.delay or (None if row.at is None else 0.0))
             if row.limited:
                 self._local.knocked()
@@ -190,12 +214,12 @@ class InsertingCalls(WaitingCalls):
         await self._place(checked)
         return [row for _, _, row in checked]
 
-    async def _place(self, checked: Sequence[tuple[MachineSpec, LaneKey, NewInstance]]) -> None:
+    async def _place(self, checked: Sequence[Checked]) -> None:
         lanes = await self._lanes_for({lane: spec for spec, lane, _ in checked})
         for _, lane, row in checked:
             row.lane = lanes[lane]
 
-    async def _checked(self, item: BulkItem) -> tuple[MachineSpec, LaneKey, NewInstance]:
+    async def _checked(self, item: BulkItem) -> Checked:
         """An item's row. Before a rate is refused, what others may have set since is read once."""
         try:
             return self._check(item)
@@ -206,7 +230,7 @@ class InsertingCalls(WaitingCalls):
         except RateRefused as error:
             raise InvalidArgument(str(error)) from None
 
-    def _check(self, item: BulkItem) -> tuple[MachineSpec, LaneKey, NewInstance]:
+    def _check(self, item: BulkItem) -> Checked:
         try:
             spec = spec_of(item.instance)
         except ConfigurationError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 from typing import Any
 
+from gen_durable._caller import Runs
 from gen_durable._checks import check_name, shown
 from gen_durable._store import limiting
 from gen_durable._store.limiting import Facts, Kind, NewLimit
@@ -26,7 +27,7 @@ LOOKS = 5  # the instance may go on between the two statements of a look
 class LimitingCalls(ReadingCalls):
     """``set_limit``, ``limits`` and ``why``."""
 
-    async def set_limit(self, name: str, limit: int | Rate | None, *, queue: bool = False) -> bool:
+    async def set_limit(self, name: str, limit: int | Rate | None, *, queue: bool = False, conn: Any = None) -> bool:
         """Sets a limit for the whole cluster, at once: also for what holds it or waits for it already.
 
         It stays when engines start again whose configuration says what it said before; where that says something else
@@ -37,6 +38,8 @@ class LimitingCalls(ReadingCalls):
             limit: how many instances of one key run at once, at least 1; or a :class:`gen_durable.Rate`. None takes a
                 limit away: then one instance of a key runs at a time, and a queue has no cap.
             queue: the limit is a queue's: how many steps of it run at once in the cluster.
+            conn: a connection of the caller's: then it takes effect when the caller's transaction commits. An instance
+                that begins to wait for the limit at that very moment may do so until the next one lets it go.
 
         Returns:
             Whether anything is new.
@@ -46,18 +49,19 @@ class LimitingCalls(ReadingCalls):
                 away, and steps need theirs.
             DatabaseUnreachable: no connection, or it broke: the limit may have been set.
         """
+        runs = self._over(conn)
         new = _limit(name, limit, queue=queue)
         if new.kind == "queue":
             await self._check_queues({name})
         if limit is None:
-            return await self._take_away(new.kind, name)
-        changed = await self._change(limiting.set_limit(self._sql, new))
-        if isinstance(limit, Rate):
-            self._rates[name] = limit.burst
+            return await self._take_away(runs, new.kind, name)
+        changed = await self._change(runs, limiting.set_limit(self._sql, new))
+        if isinstance(limit, Rate) and conn is None:
+            self._rates = {**self._rates, name: limit.burst}
         return changed
 
-    async def _take_away(self, kind: Kind, name: str) -> bool:
-        changed = await self._change(limiting.unset_limit(self._sql, kind, name))
+    async def _take_away(self, runs: Runs, kind: Kind, name: str) -> bool:
+        changed = await self._change(runs, limiting.unset_limit(self._sql, kind, name))
         if not changed and kind == "concurrency":
             await self._load_rates()
         if not changed and kind == "concurrency" and name in self._rates:
@@ -66,9 +70,11 @@ class LimitingCalls(ReadingCalls):
             )
         return changed
 
-    async def _change(self, change: Operation[builtins.list[tuple[Kind, str]]]) -> bool:
+    async def _change(self, runs: Runs, change: Operation[builtins.list[tuple[Kind, str]]]) -> bool:
         """Changes limits, and sees to it that whoever waits for them is looked at; whether any has changed."""
-        changed: builtins.list[tuple[Kind, str]] = await self._session.together(limiting.telling(self._sql, change))
+        changed: builtins.list[tuple[Kind, str]] = await runs.together(limiting.telling(self._sql, change))
+        if runs is not self._session:
+            return bool(changed)
         if changed:
             await self._session.call(limiting.tell(self._sql, changed))
         if changed and self._local is not None:  # also where it hears no notifications
@@ -123,7 +129,7 @@ class LimitingCalls(ReadingCalls):
             *(NewLimit("rate", name, *_tokens(rate)) for name, rate in settings.rate_limits.items()),
         ]
         if configured:
-            await self._change(limiting.seed(self._sql, configured))
+            await self._change(self._session, limiting.seed(self._sql, configured))
         self._rates = await self._session.call(limiting.rates(self._sql))
         check_rates(settings.machines, self._rates)
 

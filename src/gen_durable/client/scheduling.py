@@ -6,6 +6,7 @@ import builtins
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import islice, takewhile
+from typing import Any
 
 import msgspec
 
@@ -42,29 +43,33 @@ class SchedulingCalls(InsertingCalls):
         priority: int | None = None,
         time_field: str | None = None,
         paused: bool = False,
+        conn: Any = None,
     ) -> None:
         """Makes a schedule, or changes the one of this name; :class:`gen_durable.Schedule` explains the arguments.
 
         One that is the same already stays untouched, with its next time and its pause: each process may say it at each
         start. Other times (``cron``, ``every``, ``tz``) count from now; anything else leaves the next time as it is.
+        With ``conn``, a connection of the caller's, it takes effect when the caller's transaction commits.
 
         Raises:
             InvalidArgument: an argument is wrong; nothing was written.
             InvalidState: the state can't be stored.
             DatabaseUnreachable: no connection, or it broke.
         """
-        await self._declare(Schedule(name, cron, instance, every, tz, catch_up, queue, priority, time_field, paused))
+        given = Schedule(name, cron, instance, every, tz, catch_up, queue, priority, time_field, paused)
+        await self._declare(given, conn)
 
-    async def _declare(self, given: Schedule) -> None:
+    async def _declare(self, given: Schedule, conn: Any = None) -> None:
+        runs = self._over(conn)
         spec, lane, row = await self._checked(BulkItem(given.instance, queue=given.queue, priority=given.priority))
         row.lane = await self._lane(spec, lane.queue)
         if given.time_field is not None:
             _check_time_field(given.name, spec, bytes(row.state), given.time_field)
         times = given.times()
-        made = await self._session.call(
+        made = await runs.call(
             scheduling.declare(self._sql, given.name, times, given.catch_up, row, given.time_field, paused=given.paused)
         )
-        if made:
+        if made and conn is None:
             self._schedules_changed()
 
     def _schedules_changed(self) -> None:
@@ -77,43 +82,60 @@ class SchedulingCalls(InsertingCalls):
         found: builtins.list[ScheduleInfo] = await self._session.call(scheduling.listed(self._sql))
         return found
 
-    async def unschedule(self, name: str) -> bool:
+    async def unschedule(self, name: str, *, conn: Any = None) -> bool:
         """Removes a schedule; what it has started goes on. Answers whether there was one.
 
         One that a process names in its ``schedules=`` is there again when that starts.
-        """
-        return bool(await self._session.fetch(self._sql["schedules/remove"].bind(name=_name(name))))
 
-    async def pause_schedule(self, name: str) -> None:
+        Args:
+            name: the schedule.
+            conn: a connection of the caller's: then it takes effect when the caller's transaction commits.
+        """
+        return bool(await self._over(conn).fetch(self._sql["schedules/remove"].bind(name=_name(name))))
+
+    async def pause_schedule(self, name: str, *, conn: Any = None) -> None:
         """Stops a schedule until it is resumed; occurrences in between are not started, and not caught up with.
 
+        Args:
+            name: the schedule.
+            conn: a connection of the caller's: then it takes effect when the caller's transaction commits.
+
         Raises:
             NoSuchSchedule: there is none.
         """
-        if not await self._session.fetch(self._sql["schedules/pause"].bind(name=_name(name))):
+        if not await self._over(conn).fetch(self._sql["schedules/pause"].bind(name=_name(name))):
             raise NoSuchSchedule(name)
 
-    async def resume_schedule(self, name: str) -> None:
+    async def resume_schedule(self, name: str, *, conn: Any = None) -> None:
         """Lets a paused schedule go on with its next occurrence; one that is not paused stays as it is.
 
+        Args:
+            name: the schedule.
+            conn: a connection of the caller's: then it takes effect when the caller's transaction commits.
+
         Raises:
             NoSuchSchedule: there is none.
         """
-        if not await self._session.together(scheduling.resume(self._sql, _name(name))):
+        if not await self._over(conn).together(scheduling.resume(self._sql, _name(name))):
             raise NoSuchSchedule(name)
-        self._schedules_changed()
+        if conn is None:
+            self._schedules_changed()
 
-    async def trigger_schedule(self, name: str) -> Handle:
+    async def trigger_schedule(self, name: str, *, conn: Any = None) -> Handle:
         """Starts an instance now, besides the schedule's times, which stay as they are; also of a paused one.
 
+        Args:
+            name: the schedule.
+            conn: a connection of the caller's: then it takes effect when the caller's transaction commits.
+
         Raises:
             NoSuchSchedule: there is none.
         """
-        started = await self._session.call(scheduling.trigger(self._sql, _name(name)))
+        started = await self._over(conn).call(scheduling.trigger(self._sql, _name(name)))
         if started is None:
             raise NoSuchSchedule(name)
         machine, id_ = started
-        if self._local is not None:
+        if self._local is not None and conn is None:
             self._local.inserted(set(self._settings.queues), None)
         return self._handle(id_, None, machine)
 
@@ -123,7 +145,8 @@ class SchedulingCalls(InsertingCalls):
         """Starts the occurrences of a past span that were not started yet; answers with how many there were.
 
         Each is started at most once, whether in its turn or by a backfill, however often this is called: when it was
-        cut short, call it again. What is still to come is left to its turn.
+        cut short, call it again. What is still to come is left to its turn. It takes no ``conn``: it commits a few
+        hundred at a time, so that a long span holds no lock for long, and no caller's transaction could undo that.
 
         Args:
             name: the schedule, which may be paused.

@@ -28,7 +28,9 @@ class SignallingCalls(InsertingCalls):
     # notification would only make that worker look a second time.
     _wakes_here = False
 
-    async def signal(self, target: int | str, name: str, payload: Any = None, *, dedup_key: str | None = None) -> bool:
+    async def signal(
+        self, target: int | str, name: str, payload: Any = None, *, dedup_key: str | None = None, conn: Any = None
+    ) -> bool:
         """Puts a signal into an instance's inbox; it is there, durably, when this returns.
 
         It wakes the instance when that waits for this name, now or later: see ``Await``.
@@ -38,6 +40,8 @@ class SignallingCalls(InsertingCalls):
             name: what it waits for, at most 512 bytes.
             payload: anything that can be written as JSON.
             dedup_key: the same one twice for one instance is one signal, also when the first was consumed.
+            conn: a connection of the caller's: then the signal is there when the caller's transaction commits, and the
+                instance's row is locked until then. See the guide on transactions.
 
         Returns:
             Whether it is new; False where its ``dedup_key`` was there already.
@@ -49,14 +53,20 @@ class SignallingCalls(InsertingCalls):
                 sent again without harm.
         """
         where = check_target(target)
+        runs = self._over(conn)
         new = self._signal(name, payload, dedup_key)
-        delivery = await self._deliver(where, new)
-        if delivery is None and isinstance(where, str):
-            # Its holder may have ended, and another have come, while the statement waited for the first.
-            delivery = await self._deliver(where, new)
-        if delivery is None:
+        for _ in range(2 if isinstance(where, str) else 1):
+            # A key's holder may have ended, and another have come, while the statement waited for the first.
+            if conn is None:
+                delivery = await self._deliver(where, new)
+            else:
+                delivery = await runs.call(deliver(self._sql, where, new))
+            if delivery is not None:
+                break
+        else:
             raise NoSuchInstance(target, live=True)
-        self._announce(delivery)
+        if conn is None:
+            self._announce(delivery)
         return delivery.fresh
 
     async def signal_or_insert(
@@ -74,6 +84,7 @@ class SignallingCalls(InsertingCalls):
         concurrency_key: KeyOption = KEEP,
         rate_limit: KeyOption = KEEP,
         weight: WeightOption = KEEP,
+        conn: Any = None,
     ) -> Handle:
         """Delivers a signal to the live instance of a key, or inserts the instance with the signal in its inbox.
 
@@ -84,6 +95,7 @@ class SignallingCalls(InsertingCalls):
                 none, as in ``insert``.
             key: the key.
             name, payload, dedup_key: the signal, as in ``signal``.
+            conn: a connection of the caller's, as in ``insert`` and ``signal``.
 
         Raises:
             DuplicateInstance: the key's last instance has ended and its scope still reserves the key.
@@ -95,6 +107,11 @@ class SignallingCalls(InsertingCalls):
         )  # fmt: skip
         spec, lane, row = await self._checked(item)
         new = self._signal(name, payload, dedup_key)
+        if conn is not None:
+            runs = self._over(conn)
+            row.lane = await self._lane(spec, lane.queue)
+            there: Delivery = await runs.together(deliver_or_insert(self._sql, row, new, soon=LONGEST_POLL))
+            return self._handle(there.id, key, spec.name)
         delivery = await self._deliver(key, new)
         if delivery is None:
             told = not self._wakes_here and self._bell.rides_along([_SIGNALS])

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import msgspec
-import psycopg
+from typing import Any
 
+import msgspec
+
+from gen_durable._caller import Runs, state_of
 from gen_durable._checks import check_name
 from gen_durable._store import reading, steering
 from gen_durable.client.base import check_target
 from gen_durable.client.signalling import SignallingCalls
 from gen_durable.context import ChildResult
-from gen_durable.errors import DuplicateInstance, InvalidArgument
+from gen_durable.errors import DuplicateInstance, InvalidArgument, NoSuchInstance
 
 __all__ = ["SteeringCalls"]
+
+UNIQUE_VIOLATION = "23505"
 
 
 class SteeringCalls(SignallingCalls):
     """``cancel``, ``retry``, ``pause_queue`` and ``resume_queue``."""
 
-    async def cancel(self, target: int | str, *, cascade: bool = False, reason: str = "cancelled") -> bool:
+    async def cancel(
+        self, target: int | str, *, cascade: bool = False, reason: str = "cancelled", conn: Any = None
+    ) -> bool:
         """Ends an instance as ``cancelled``, whatever it does: waiting, parked, or running.
 
         It has ended when this returns. A step that runs is cancelled, wherever its worker is; what comes of it all the
@@ -29,6 +35,8 @@ class SteeringCalls(SignallingCalls):
             cascade: cancel its live children too, and theirs, in the same transaction; also of an instance that has
                 ended already.
             reason: recorded as its error's message.
+            conn: a connection of the caller's: then it ends when the caller's transaction commits, and its row is
+                locked until then. See the guide on transactions.
 
         Returns:
             Whether it was live; False where it had ended already.
@@ -41,16 +49,23 @@ class SteeringCalls(SignallingCalls):
         if not isinstance(cascade, bool):
             raise InvalidArgument(f"cascade={cascade!r}: use True or False")
         error = _reason(reason)
-        found = await self.get(check_target(target))
+        runs = self._over(conn)
+        found = await self._target(runs, target)
         if found.terminal and not cascade:
             return False
         operation = steering.cancel_all(self._sql, [found.id], error, keep=self._keeps_history, cascade=cascade)
-        run = self._session.together if cascade else self._session.call
-        done: steering.Cancelled = await run(operation)
-        self._settle_cancel(done)
+        done: steering.Cancelled = await (runs.together if cascade else runs.call)(operation)
+        if conn is None:
+            self._settle_cancel(done)
         return found.id in done.ids
 
-    async def retry(self, target: int | str) -> None:
+    async def _target(self, runs: Runs, target: int | str) -> steering.Target:
+        found: steering.Target | None = await runs.call(steering.find(self._sql, check_target(target)))
+        if found is None:
+            raise NoSuchInstance(target)
+        return found
+
+    async def retry(self, target: int | str, *, conn: Any = None) -> None:
         """Runs a failed or cancelled instance again, from the step at which it ended and with the state it had.
 
         The step is handed the same signals and children as before (children as long as their rows exist); attempts
@@ -59,46 +74,59 @@ class SteeringCalls(SignallingCalls):
 
         Args:
             target: id or key (the instance of that key that ended last).
+            conn: a connection of the caller's: then it takes effect when the caller's transaction commits.
 
         Raises:
             NoSuchInstance: there is none, or its retention has passed.
             DuplicateInstance: another instance has taken its key meanwhile.
             InvalidArgument: it is neither failed nor cancelled.
         """
-        found = await self.get(check_target(target))
+        runs = self._over(conn)
+        found = await self._target(runs, target)
+        operation = steering.bring_back(self._sql, found.id)
         try:
-            back: bool = await self._session.call(steering.bring_back(self._sql, found.id))
-        except psycopg.errors.UniqueViolation:
-            held = await self._session.fetch(
-                self._sql["inserting/holders"].bind(keys=msgspec.json.encode([found.key]).decode())
-            )
+            # What fails must not spoil the caller's transaction.
+            back: bool = await (runs.call if conn is None else runs.together)(operation)
+        except Exception as error:
+            if state_of(error) != UNIQUE_VIOLATION:
+                raise
+            held = await runs.fetch(self._sql["inserting/holders"].bind(keys=msgspec.json.encode([found.key]).decode()))
             raise DuplicateInstance(found.key or "", held[0][1] if held else found.id) from None
         if not back:
             raise InvalidArgument(
-                f"instance {found.id} is {found.status}: only a failed or cancelled one can be retried"
+                f"instance {found.id} is {found.status.label}: only a failed or cancelled one can be retried"
             )
-        if self._local is not None:
+        if self._local is not None and conn is None:
             self._local.inserted({found.queue}, 0.0)  # its deadline may be near
 
-    async def pause_queue(self, queue: str) -> None:
+    async def pause_queue(self, queue: str, *, conn: Any = None) -> None:
         """Stops claims from a queue in the whole cluster; steps that run go on to their end.
 
+        Args:
+            queue: its name.
+            conn: a connection of the caller's: then it takes effect when the caller's transaction commits.
+
         Raises:
             InvalidArgument: there is no such queue.
         """
-        await self._set_paused(queue, True)
+        await self._set_paused(queue, True, conn)
 
-    async def resume_queue(self, queue: str) -> None:
+    async def resume_queue(self, queue: str, *, conn: Any = None) -> None:
         """Lets a paused queue go on.
 
+        Args:
+            queue: its name.
+            conn: a connection of the caller's: then it takes effect when the caller's transaction commits.
+
         Raises:
             InvalidArgument: there is no such queue.
         """
-        await self._set_paused(queue, False)
+        await self._set_paused(queue, False, conn)
 
-    async def _set_paused(self, queue: str, paused: bool) -> None:
+    async def _set_paused(self, queue: str, paused: bool, conn: Any) -> None:
+        runs = self._over(conn)
         await self._check_queues({check_name(queue, "queue")})
-        await self._session.call(reading.set_paused(self._sql, queue, paused))
+        await (runs.call if conn is None else runs.together)(reading.set_paused(self._sql, queue, paused))
 
     # What the worker asks for ---------------------------------------------------------------------
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import math
 import time
@@ -40,15 +39,16 @@ class WaitingCalls(ReadingCalls):
         limit = None if timeout is None else check_seconds(timeout, "timeout")
         until = math.inf if limit is None else time.monotonic() + limit
         found = await self.get(target)
-        event = asyncio.Event()
-        waiters = self._waiters.setdefault(found.id, set())
-        waiters.add(event)
+        waiter = self._make_waiter()
+        with self._waiters_lock:
+            waiters = self._waiters.setdefault(found.id, set())
+            waiters.add(waiter)
         pause = FIRST_LOOK
         watched = False
         heard_at = time.monotonic()
         try:
             while True:
-                event.clear()
+                waiter.clear()
                 try:
                     found = await self.get(found.id)
                     heard_at = time.monotonic()
@@ -64,15 +64,14 @@ class WaitingCalls(ReadingCalls):
                     continue
                 if remaining <= 0:
                     raise StillRunning(found.id, found.status, limit or 0.0)
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(min(pause, remaining)):
-                        await event.wait()
+                await waiter.wait(min(pause, remaining))
                 heard = watched and (self._ear.hears or (self._local is not None and self._local.hears))
                 pause = LONGEST_LOOK if heard else min(pause * 1.5, LONGEST_DEAF_LOOK)
         finally:
-            waiters.discard(event)
-            if not waiters:
-                self._waiters.pop(found.id, None)
+            with self._waiters_lock:
+                waiters.discard(waiter)
+                if not waiters:
+                    self._waiters.pop(found.id, None)
 
     async def _watch(self, instance_id: int) -> None:
         """Asks to be told of an instance's end, wherever it comes about; look again after this."""
