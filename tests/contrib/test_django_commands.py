@@ -132,6 +132,18 @@ async def test_workers_run_the_project_s_machines_and_drain(
 
 
 @pytest.mark.crash
+async def test_django_s_test_runner(database_url: str) -> None:
+    """The shop's own tests pass: the test database has the tables, runs steps, and can be dropped at the end."""
+    with psycopg.connect(database_url) as connection:
+        found = connection.execute("SELECT rolcreatedb FROM pg_roles WHERE rolname = current_user").fetchone()
+    if found != (True,):
+        pytest.skip("Django's test runner makes a database, which this role may not")
+    async with manage("test", "--noinput", "examples.django_shop", url=database_url, schema="durable") as tests:
+        assert await tests.ended() == 0, tests.output
+    assert "Ran 3 tests" in tests.output
+
+
+@pytest.mark.crash
 async def test_a_worker_without_a_database_says_so(schema: str) -> None:
     """Section 14: exit code 3, a line that names the place."""
     url = "postgresql://user:secret@127.0.0.1:1/d"

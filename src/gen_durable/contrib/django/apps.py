@@ -6,8 +6,12 @@ from typing import Any
 
 from django.apps import AppConfig
 from django.core import checks
+from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 from django.db.models.signals import post_migrate
+from django.utils.connection import ConnectionDoesNotExist
+
+from gen_durable.errors import ConfigurationError
 
 __all__ = ["DurableConfig"]
 
@@ -27,6 +31,7 @@ class DurableConfig(AppConfig):
         checks.register(check_database, checks.Tags.database)
         post_migrate.connect(_migrate, sender=self, dispatch_uid="gen_durable")
         setting_changed.connect(_forget, dispatch_uid="gen_durable")
+        _close_before_the_test_database_goes()
 
 
 def _migrate(*, using: str, **_: Any) -> None:
@@ -35,6 +40,25 @@ def _migrate(*, using: str, **_: Any) -> None:
     given = conf.read()
     if given.migrate and using == given.database:
         migrate()
+
+
+def _close_before_the_test_database_goes() -> None:
+    """A database can't be dropped while somebody is connected, and Django's test runner sends no signal before."""
+    from django.db import connections
+
+    from gen_durable.contrib.django import close, conf
+
+    try:
+        creation = connections[conf.read().database].creation
+    except (ConfigurationError, ConnectionDoesNotExist, ImproperlyConfigured):  # the checks say so
+        return
+    destroy = creation.destroy_test_db
+
+    def close_and_destroy(*args: Any, **kwargs: Any) -> None:
+        close()
+        destroy(*args, **kwargs)
+
+    setattr(creation, "destroy_test_db", close_and_destroy)  # noqa: B010 - a method, to type checkers
 
 
 def _forget(*, setting: str, **_: Any) -> None:
