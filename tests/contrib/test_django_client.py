@@ -10,13 +10,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from django.db import connection, connections, transaction
+from django.db import OperationalError, connection, connections, transaction
 from django.test import Client
 from examples.django_shop.shop.durable import Checkout
 from examples.django_shop.shop.models import Item, Mail, Order, Shipment
 
 from gen_durable.contrib import django as contrib
-from gen_durable.contrib.django import client, close
+from gen_durable.contrib.django import client, close, fresh_connections
 from gen_durable.contrib.django.models import Instance
 from gen_durable.errors import NoSuchInstance
 
@@ -121,6 +121,24 @@ def test_another_database_name_gets_another_client() -> None:
     finally:
         settings["NAME"] = name
         close()
+
+
+def test_a_thread_of_the_worker_gets_over_a_lost_connection() -> None:
+    """R27: a connection that broke fails one run; ``fresh_connections`` closes it, so that the next has another."""
+    kept = connection.settings_dict["CONN_MAX_AGE"]
+    connection.settings_dict["CONN_MAX_AGE"] = None  # for ever
+    try:
+        with fresh_connections():
+            pid = connection.connection.info.backend_pid if Item.objects.count() else 0
+        with connections.create_connection("default").cursor() as other:
+            other.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+            other.connection.close()
+        with pytest.raises(OperationalError), fresh_connections():
+            Item.objects.count()
+        with fresh_connections():
+            assert Item.objects.count() == 2
+    finally:
+        connection.settings_dict["CONN_MAX_AGE"] = kept
 
 
 # The shop ---------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from django_tasks.signals import task_enqueued, task_finished, task_started
 from examples.django_shop.shop.durable import Checkout
 
 from gen_durable.contrib.django import client
-from gen_durable.errors import InvalidArgument
+from gen_durable.errors import InstanceCancelled, InvalidArgument
 
 pytestmark = pytest.mark.usefixtures("project")
 
@@ -119,7 +119,6 @@ def test_priority_and_run_after_and_queue(work: Work) -> None:
         assert waiting.task.run_after == later
         assert jobs.note.get_result(waiting.id).task.queue_name == "shop"
         client().cancel(int(waiting.id))
-        assert jobs.note.get_result(waiting.id).status == TaskResultStatus.FAILED
     one_at_a_time = {**settings.GEN_DURABLE, "QUEUES": {"default": 1, "shop": 1}}
     with override_settings(GEN_DURABLE=one_at_a_time):
         del jobs.order[:]
@@ -162,6 +161,16 @@ def test_signals_are_sent(work: Work) -> None:
         ("started", "RUNNING"),
         ("finished", "FAILED"),
     ]
+
+
+def test_a_cancelled_task_has_failed() -> None:
+    """Django has no word for it; the error says what it was."""
+    result = jobs.note.enqueue("cancelled")
+    client().cancel(int(result.id), reason="not wanted")
+    result.refresh()
+    assert (result.status, result.attempts) == (TaskResultStatus.FAILED, 0)
+    (error,) = result.errors
+    assert (error.exception_class, error.traceback) == (InstanceCancelled, "not wanted")
 
 
 def test_what_does_not_fit_is_refused() -> None:

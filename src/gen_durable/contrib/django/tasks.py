@@ -225,11 +225,9 @@ def _result_of(found: Snapshot, history: list[Transition]) -> TaskResult[Any]:
     runs = [(each.at - timedelta(seconds=each.took or 0), str(each.worker)) for each in history if each.worker]
     if found.status == "executing":
         runs.append((found.updated_at, str(found.worker)))
-    errors = [
-        TaskError(exception_class_path=_class_path(each.error), traceback=each.error.get("traceback", ""))
-        for each in history
-        if each.error
-    ]
+    errors = [_error(each.error) for each in history if each.error]
+    if found.terminal and found.error and not (history and history[-1].error):
+        errors.append(_error(found.error))
     state = found.state
     result: TaskResult[Any] = TaskResult(
         task=_task(state["path"], state["backend"], state["priority"], found.queue),
@@ -249,9 +247,13 @@ def _result_of(found: Snapshot, history: list[Transition]) -> TaskResult[Any]:
     return result
 
 
-def _class_path(error: dict[str, Any]) -> str:
+def _error(error: dict[str, Any]) -> TaskError:
+    """An error as Django shows it: its class must be one that can be imported."""
     name = str(error.get("type"))
-    return name if "." in name else f"builtins.{name}"
+    if "." not in name:
+        ours = {"Cancelled": "InstanceCancelled", "CrashLoop": "InstanceFailed"}
+        name = f"gen_durable.errors.{ours[name]}" if name in ours else f"builtins.{name}"
+    return TaskError(exception_class_path=name, traceback=error.get("traceback") or str(error.get("message")))
 
 
 def _task(path: str, backend: str, priority: int, queue: str) -> Task[Any, Any]:
