@@ -6,7 +6,7 @@ import threading
 from collections import Counter
 from typing import Any
 
-from django_tasks import TaskContext, task
+from django_s_tasks import TaskContext, task
 
 runs: Counter[str] = Counter()
 order: list[str] = []

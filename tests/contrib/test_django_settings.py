@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -87,6 +89,22 @@ def test_a_queue_of_tasks_that_nobody_runs_is_warned_of() -> None:
         assert "'mail'" in found.msg
         with given(QUEUES={"default": 1, "mail": 1, "shop": 1}):
             assert checks.check_settings() == []
+
+
+def test_the_tasks_module_can_be_imported_where_there_are_no_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Celery and others import the ``tasks`` of every app; what is missing is said when the backend is used."""
+    for name in [name for name in sys.modules if name.startswith(("django.tasks.", "django_tasks."))]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in ("django.tasks", "django_tasks"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for name in ("tasks", "task_backend"):
+        monkeypatch.delitem(sys.modules, f"gen_durable.contrib.django.{name}")
+    importlib.import_module("gen_durable.contrib.django.tasks")
+    (found,) = checks.check_settings()
+    assert found.id == "gen_durable.E001"
+    assert "install django-tasks, or use Django 6" in found.msg
+    with override_settings(TASKS={}):
+        assert checks.check_settings() == []
 
 
 def test_every_setting_of_an_engine_is_a_key() -> None:

@@ -15,9 +15,15 @@ from django.conf import settings
 from django.core.checks import Error
 from django.db import connections, transaction
 from django.test import override_settings
-from django_tasks import TaskResultStatus, default_task_backend
-from django_tasks.exceptions import InvalidTaskError, TaskResultDoesNotExist
-from django_tasks.signals import task_enqueued, task_finished, task_started
+from django_s_tasks import (
+    InvalidTaskError,
+    TaskResultDoesNotExist,
+    TaskResultStatus,
+    default_task_backend,
+    task_enqueued,
+    task_finished,
+    task_started,
+)
 from examples.django_shop.shop.durable import Checkout
 
 from gen_durable.contrib.django import client

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from types import ModuleType
 from typing import Any
 
@@ -32,10 +31,14 @@ def _runs(value: Any) -> bool:
 
 
 def of_tasks() -> list[Any]:
-    """The jobs in which tasks run, where ``settings.TASKS`` has a backend of ours."""
+    """The jobs in which tasks run, where ``settings.TASKS`` has a backend of ours.
+
+    Raises:
+        ConfigurationError: it has, and there are no tasks of Django's.
+    """
     if not _our_backends():
         return []
-    from gen_durable.contrib.django.tasks import AsyncTask, BlockingTask
+    from gen_durable.contrib.django.task_backend import AsyncTask, BlockingTask
 
     return [BlockingTask, AsyncTask]
 
@@ -48,8 +51,6 @@ def queues_of_tasks() -> list[tuple[str, str]]:
 
 
 def _our_backends() -> dict[str, dict[str, Any]]:
-    if importlib.util.find_spec("django.tasks") is None and importlib.util.find_spec("django_tasks") is None:
-        return {}
     tasks: Any = getattr(settings, "TASKS", None)
     return {alias: given for alias, given in tasks.items() if _is_ours(given)} if isinstance(tasks, dict) else {}
 
@@ -58,10 +59,7 @@ def _is_ours(given: Any) -> bool:
     path = given.get("BACKEND") if isinstance(given, dict) else None
     try:
         backend = import_string(path) if isinstance(path, str) else None
+        from gen_durable.contrib.django.task_backend import DurableBackend
     except ImportError:
         return False  # Django says so itself
-    if not isinstance(backend, type):
-        return False
-    from gen_durable.contrib.django.tasks import DurableBackend
-
-    return issubclass(backend, DurableBackend)
+    return isinstance(backend, type) and issubclass(backend, DurableBackend)
