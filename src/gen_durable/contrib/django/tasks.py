@@ -23,7 +23,7 @@ def __getattr__(name: str) -> Any:
     try:
         backend = importlib.import_module("gen_durable.contrib.django.task_backend")
     except ModuleNotFoundError as error:
-        if error.name not in ("django.tasks", "django_tasks"):
+        if not str(error.name).startswith(("django.tasks", "django_tasks")):
             raise
         raise ConfigurationError(
             f"{__name__}.{name} needs Django's tasks: install django-tasks, or use Django 6 or newer"
