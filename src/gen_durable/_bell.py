@@ -8,7 +8,8 @@ import time
 from collections.abc import Iterable
 
 from gen_durable._session import Session
-from gen_durable._store.operation import Catalog
+from gen_durable._store.limiting import wake
+from gen_durable._store.operation import Catalog, Operation
 from gen_durable.errors import DatabaseUnreachable, EngineStateError
 
 __all__ = ["Bell", "SilentBell"]
@@ -62,13 +63,17 @@ class Bell:
         if self._told.get(queue, 0.0) > since:
             return  # an insert that was sent after the row was there has told
         self._sent[queue] = time.monotonic()
-        task = asyncio.create_task(self._tell(queue), name="gen_durable wake-up")
+        self.send(wake(self._sql, [f"q:{queue}"]))
+
+    def send(self, word: Operation[None]) -> None:
+        """Tells something by itself, while nobody waits for it."""
+        task = asyncio.create_task(self._tell(word), name="gen_durable wake-up")
         self._ringing.add(task)
         task.add_done_callback(self._ringing.discard)
 
-    async def _tell(self, queue: str) -> None:
+    async def _tell(self, word: Operation[None]) -> None:
         with contextlib.suppress(DatabaseUnreachable, EngineStateError):  # the poll interval finds the rows
-            await self._session.fetch(self._sql["queues/wake"].bind(messages=[f"q:{queue}"]))
+            await self._session.call(word)
 
     async def close(self) -> None:
         """Tells at once of what is still untold."""
@@ -90,6 +95,9 @@ class SilentBell:
 
     def later(self, queue: str) -> None:
         """The statement has told of all that it made due."""
+
+    def send(self, word: Operation[None]) -> None:
+        """Only workers ask for it."""
 
     async def close(self) -> None:
         """There is nothing to tell."""

@@ -24,6 +24,8 @@ __all__ = ["BlockingSession", "finish"]
 
 T = TypeVar("T")
 
+PATIENCE = 1.0  # seconds for a thread that is told to end
+
 
 def finish(coroutine: Coroutine[Any, Any, T]) -> T:
     """Runs a coroutine that never suspends.
@@ -188,5 +190,7 @@ class Watchdog:
     def close(self) -> None:
         """Lets the thread end."""
         with self._changed:
-            self._thread = None
+            thread, self._thread = self._thread, None
             self._changed.notify_all()
+        if thread is not None:
+            thread.join(PATIENCE)

@@ -19,6 +19,7 @@ log = logging.getLogger("gen_durable")
 
 AGAIN_SECONDS = 1.0
 LISTEN_SECONDS = 60.0
+PATIENCE = 1.0
 
 
 class BlockingEar:
@@ -43,9 +44,9 @@ class BlockingEar:
             life = self._life
             if life is None:
                 life = self._life = _Life()
-                address = self._settings.listen_url or url
-                thread = threading.Thread(target=self._run, args=(life, address), name="gen_durable ear", daemon=True)
-                thread.start()
+                given = (life, self._settings.listen_url or url)
+                life.thread = threading.Thread(target=self._run, args=given, name="gen_durable ear", daemon=True)
+                life.thread.start()
         life.ready.wait(self._settings.statement_timeout)
 
     def _run(self, life: _Life, url: str) -> None:
@@ -86,6 +87,8 @@ class BlockingEar:
             life.over.set()
             if life.connection is not None:
                 cut(life.connection)
+            if life.thread is not None:
+                life.thread.join(PATIENCE)
 
     def forget(self) -> None:
         """Lets go of what belongs to the process that this one was forked from."""
@@ -101,3 +104,4 @@ class _Life:
         self.ready = threading.Event()
         self.over = threading.Event()
         self.connection: Connection[Row] | None = None
+        self.thread: threading.Thread | None = None

@@ -151,9 +151,19 @@ def _mapped(error: Exception, what: str) -> Exception | None:
         )
     if state in ("42P01", "3F000"):
         return SchemaMissing(f"the schema is not where the connection of conn= leads: {reason}")
-    if state[:2] == "08" or state[:3] == "57P" or (not state and isinstance(error, psycopg.OperationalError)):
+    if state[:2] == "08" or state[:3] == "57P" or (not state and _is_broken(error)):
         return DatabaseUnreachable(f"the connection of conn= broke while {what} was under way: {reason}")
     return None
+
+
+def _is_broken(error: BaseException | None) -> bool:
+    """Whether a driver's error that has no SQLSTATE is of a connection that is gone."""
+    while error is not None:
+        # asyncpg's first word of a server that has closed the connection is that it can't switch to some state.
+        if type(error).__name__ in ("OperationalError", "InternalClientError") or "closed" in str(error):
+            return True
+        error = getattr(error, "orig", None) or error.__cause__
+    return False
 
 
 def state_of(error: BaseException | None) -> str:

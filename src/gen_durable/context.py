@@ -66,7 +66,8 @@ class Context:
         inserted_at: when it was inserted (aware, by the database's clock).
         due_at: when this run became due (aware, by the database's clock).
         worker: the id of the worker that runs it.
-        client: the engine's client, to insert, read and steer other instances.
+        client: the engine's client, to insert, read and steer other instances: in an ``async def`` a
+            :class:`gen_durable.Engine`, whose calls are awaited; in a ``def`` a :class:`gen_durable.SyncClient`.
         awaited: the signals of the names that it waited for, oldest first; empty for a step that did not wait.
         inbox: all its signals that were there when it was claimed, oldest first.
         timed_out: whether it was woken by its timeout: of an ``Await``, and no signal that is new has come; of a

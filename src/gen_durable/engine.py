@@ -140,6 +140,7 @@ class Engine(Client):
         super().__init__(settings)
         self._hooks = Hooks()
         self._worker: Worker | None = None
+        self._threads_client: SyncClient | None = None
         self._life: asyncio.Task[None] | None = None
         self._stopping = False
 
@@ -201,7 +202,16 @@ class Engine(Client):
             await self._disconnect()
             raise
 
+    def _client_of_threads(self) -> SyncClient:
+        """The client of steps that are plain functions; it opens itself at its first call."""
+        if self._threads_client is None:
+            self._threads_client = SyncClient._of(self._settings, self)
+        return self._threads_client
+
     async def _disconnect(self) -> None:
+        shared, self._threads_client = self._threads_client, None
+        if shared is not None:
+            await asyncio.to_thread(shared.close)
         await self._close()
         if _running.get(self._settings.name) is self:
             del _running[self._settings.name]

@@ -1,21 +1,22 @@
 """A caller for each kind of connection that a call can be lent, as its library's users write it.
 
-Coroutines of blocking kinds never suspend: a test runs them in a thread, with :func:`blockingly`.
+Coroutines of blocking kinds never suspend: they run in a thread, see :func:`lend`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import asyncpg
 import psycopg
 import psycopg2
 import psycopg2.extras
 import sqlalchemy as sa
+from engine_support import LONG
 from psycopg import conninfo
 from psycopg.adapt import Loader
 from psycopg.rows import dict_row
@@ -23,7 +24,10 @@ from sqlalchemy import orm
 from sqlalchemy.ext import asyncio as asa
 from sqlalchemy.pool import NullPool
 
+from gen_durable import Engine
 from gen_durable._blocking import finish
+
+T = TypeVar("T")
 
 
 class Caller:
@@ -124,8 +128,9 @@ class Psycopg2(Caller):
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, url: str) -> AsyncIterator[Caller]:
+    async def open(cls, url: str, autocommit: bool = False) -> AsyncIterator[Caller]:
         connection = psycopg2.connect(url, cursor_factory=psycopg2.extras.RealDictCursor)
+        connection.autocommit = autocommit
         try:
             yield cls(connection)
         finally:
@@ -200,8 +205,8 @@ class Sqlalchemy(Caller):
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, url: str, driver: str, what: str) -> AsyncIterator[Caller]:
-        engine = sa.create_engine(sa_url(url, driver), poolclass=NullPool)
+    async def open(cls, url: str, driver: str, what: str, **options: Any) -> AsyncIterator[Caller]:
+        engine = sa.create_engine(sa_url(url, driver), poolclass=NullPool, **options)
         if what == "connection":
             with engine.connect() as connection:
                 yield cls(connection)
@@ -238,8 +243,8 @@ class AsyncSqlalchemy(Caller):
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, url: str, driver: str, what: str) -> AsyncIterator[Caller]:
-        engine = asa.create_async_engine(sa_url(url, driver), poolclass=NullPool)
+    async def open(cls, url: str, driver: str, what: str, **options: Any) -> AsyncIterator[Caller]:
+        engine = asa.create_async_engine(sa_url(url, driver), poolclass=NullPool, **options)
         if what == "connection":
             async with engine.connect() as connection:
                 yield cls(connection)
@@ -311,6 +316,8 @@ def configure_django(url: str, *, use_tz: bool = True) -> None:
         django.setup()
 
 
+AUTOCOMMIT = {"isolation_level": "AUTOCOMMIT"}
+
 KINDS: dict[str, Callable[[str], Any]] = {
     "psycopg async": AsyncPsycopg.open,
     "psycopg async autocommit": lambda url: AsyncPsycopg.open(url, autocommit=True),
@@ -333,6 +340,11 @@ KINDS: dict[str, Callable[[str], Any]] = {
         for driver in ("psycopg", "asyncpg")
         for what in ("connection", "session", "scoped")
     },
+    "psycopg2 autocommit": lambda url: Psycopg2.open(url, autocommit=True),
+    "sqlalchemy psycopg autocommit": lambda url: Sqlalchemy.open(url, "psycopg", "connection", **AUTOCOMMIT),
+    "sqlalchemy psycopg2 autocommit": lambda url: Sqlalchemy.open(url, "psycopg2", "session", **AUTOCOMMIT),
+    "sqlalchemy psycopg async autocommit": lambda url: AsyncSqlalchemy.open(url, "psycopg", "session", **AUTOCOMMIT),
+    "sqlalchemy asyncpg async autocommit": lambda url: AsyncSqlalchemy.open(url, "asyncpg", "connection", **AUTOCOMMIT),
     "django": Django.open,
     "django wrapper": lambda url: Django.open(url, wrapper=True),
 }
@@ -342,9 +354,42 @@ def is_blocking(kind: str) -> bool:
     return "async" not in kind or kind.startswith("sqlalchemy psycopg2")
 
 
-async def blockingly(kind: str, work: Coroutine[Any, Any, None]) -> None:
-    """Runs a scenario where its kind belongs: on the loop, or in a thread."""
+Call: TypeAlias = Callable[..., Awaitable[Any]]
+Work: TypeAlias = Callable[[Caller, Call], Awaitable[None]]
+
+
+async def lend(kind: str, url: str, engine: Engine, work: Work) -> None:
+    """Runs ``work(caller, call)`` where its kind belongs: on the loop with the engine, or in a thread with its client.
+
+    ``await call("insert", ...)`` makes a call of whichever client it is.
+    """
+
+    async def scenario() -> None:
+        async with KINDS[kind](url) as caller:
+            if caller.blocking:
+                with engine.sync_client() as client:
+                    await work(caller, _calls_of(client))
+            else:
+                await work(caller, _calls_of(engine))
+
     if is_blocking(kind):
-        await asyncio.to_thread(finish, work)
+        await asyncio.to_thread(finish, scenario())
     else:
-        await work
+        await scenario()
+
+
+def _calls_of(client: Any) -> Call:
+    async def call(name: str, /, *args: Any, **options: Any) -> Any:
+        made = getattr(client, name)(*args, **options)
+        return await made if isinstance(made, Coroutine) else made
+
+    return call
+
+
+def elsewhere(caller: Caller, loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> Awaitable[T]:
+    """Something that is done on the loop meanwhile, also for a caller that sits in a thread."""
+
+    async def there() -> T:
+        return asyncio.run_coroutine_threadsafe(work, loop).result(LONG)
+
+    return there() if caller.blocking else work

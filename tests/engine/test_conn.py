@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 import pytest
-from conn_kinds import KINDS, Caller, blockingly, is_blocking
-from engine_support import LONG, Build, Sql
+from conn_kinds import KINDS, Call, Caller, elsewhere, lend
+from engine_support import LONG, Build, Seen, Sql, eventually
 
-from gen_durable import Await, BulkItem, Context, Done, Engine, Machine, job, step
-
-Call: TypeAlias = Callable[..., Awaitable[Any]]
-Work: TypeAlias = Callable[[Caller, Call], Awaitable[None]]
+from gen_durable import Await, BulkItem, Context, Done, Handle, Machine, job, step
 
 
 @job
@@ -33,38 +29,9 @@ class Waits(Machine):
         return Done(ctx.awaited[0].payload)
 
 
-@pytest.fixture(params=list(KINDS))
+@pytest.fixture(params=[kind for kind in KINDS if kind.startswith("psycopg ") or "autocommit" not in kind])
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-@pytest.fixture
-def lend(kind: str, database_url: str, build: Build) -> Callable[[Engine, Work], Awaitable[None]]:
-    """Runs a scenario with a caller of the kind, and the client that such a caller has."""
-
-    async def run(engine: Engine, work: Work) -> None:
-        async def scenario() -> None:
-            async with KINDS[kind](database_url) as caller:
-                if not is_blocking(kind):
-
-                    async def call(name: str, *args: Any, **options: Any) -> Any:
-                        return await getattr(engine, name)(*args, **options)
-
-                    await work(caller, call)
-                    return
-                with engine.sync_client() as client:
-
-                    async def call_sync(name: str, *args: Any, **options: Any) -> Any:
-                        return getattr(client, name)(*args, **options)
-
-                    await work(caller, call_sync)
-
-        await blockingly(kind, scenario())
-
-    return run
-
-
-Lend: TypeAlias = Callable[[Engine, Work], Awaitable[None]]
 
 
 async def make(call: Call, what: str, conn: Any, key: str) -> None:
@@ -87,19 +54,15 @@ async def made(sql: Sql, what: str) -> list[str]:
 
 @pytest.mark.parametrize("what", ["insert", "insert_many", "signal"])
 async def test_it_is_there_if_and_only_if_the_transaction_commits(
-    lend: Lend, build: Build, sql: Sql, what: str
+    kind: str, database_url: str, build: Build, sql: Sql, what: str
 ) -> None:
     """R20: commit, rollback, rollback to a savepoint, and an error of the caller's own, with each kind."""
     loop = asyncio.get_running_loop()
-    blocking: list[bool] = []
-
-    async def there() -> list[str]:
-        if blocking[0]:
-            return asyncio.run_coroutine_threadsafe(made(sql, what), loop).result(LONG)
-        return await made(sql, what)
 
     async def work(caller: Caller, call: Call) -> None:
-        blocking.append(caller.blocking)
+        async def there() -> list[str]:
+            return await elsewhere(caller, loop, made(sql, what))
+
         conn = caller.conn
         await caller.begin()
         await make(call, what, conn, "a")
@@ -130,4 +93,74 @@ async def test_it_is_there_if_and_only_if_the_transaction_commits(
 
     async with build(plain, Waits, queues={}).client() as engine:
         await engine.insert(Waits(), key="parked")
-        await lend(engine, work)
+        await lend(kind, database_url, engine, work)
+
+
+async def is_parked(handle: Handle) -> bool:
+    return (await handle.get()).status == "awaiting_signal"
+
+
+# One of each driver and library.
+WAKING = [
+    "psycopg async", "psycopg autocommit", "psycopg2", "asyncpg", "sqlalchemy psycopg session",
+    "sqlalchemy psycopg async session", "sqlalchemy asyncpg async connection", "django",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ["insert", "signal"])
+@pytest.mark.parametrize("kind", WAKING, indirect=True)
+@pytest.mark.parametrize("same_process", [False, True], ids=["elsewhere", "same process"])
+async def test_a_worker_starts_it_at_the_commit_and_not_before(
+    kind: str, database_url: str, build: Build, what: str, same_process: bool
+) -> None:
+    """R19, R20: the worker hears of it by the commit's notification alone, its poll is a minute away; what was inserted
+    after it, and committed before, it has run by then."""
+    loop = asyncio.get_running_loop()
+    worker = build(plain, Waits, poll_interval=60)
+    steps = Seen(worker, "step")
+
+    async def work(caller: Caller, call: Call) -> None:
+        async def run_another() -> list[int]:
+            handle = await worker.insert(plain.bind(n=2))
+            await handle.result(LONG)
+            return [event.id for event in steps.all]
+
+        await caller.begin()
+        if what == "insert":
+            id_ = (await call("insert", plain.bind(n=1), conn=caller.conn)).id
+        else:
+            await call("signal", "parked", "go", 7, conn=caller.conn)
+            id_ = (await elsewhere(caller, loop, worker.get("parked"))).id
+        before = await elsewhere(caller, loop, run_another())
+        assert before.count(id_) == (0 if what == "insert" else 1)
+        await caller.commit()
+        assert await elsewhere(caller, loop, worker.result(id_, LONG)) == (1 if what == "insert" else 7)
+
+    async with worker:
+        parked = await worker.insert(Waits(), key="parked")
+        await eventually(lambda: is_parked(parked))
+        if same_process:
+            await lend(kind, database_url, worker, work)
+        else:
+            async with build(plain, Waits, queues={}).client() as client:
+                await lend(kind, database_url, client, work)
+
+
+async def test_a_rolled_back_insert_wakes_nobody_and_leaves_the_worker_as_it_was(
+    database_url: str, build: Build
+) -> None:
+    """R20: the worker of the same process neither holds places for it nor starts it; the next call is as ever."""
+    async with build(plain, poll_interval=60) as engine:
+        steps = Seen(engine, "step")
+
+        async def work(caller: Caller, call: Call) -> None:
+            for _ in range(3):
+                await caller.begin()
+                await call("insert_many", [plain.bind(n=1)] * 100, conn=caller.conn)
+                await caller.rollback()
+
+        await lend("psycopg async", database_url, engine, work)
+        assert await (await engine.insert(plain.bind(n=5))).result(LONG) == 5
+        assert len(steps.all) == 1
+        assert engine._worker is not None
+        assert all(queue.load == 0 and queue.expected == 0 for queue in engine._worker.queues.values())

@@ -126,11 +126,12 @@ class Executor:
             children = await self._needs.children_of(held)
         if step.is_function:
             if step.ctx_param is not None:
-                values[step.ctx_param] = self._context(held, children)
+                values[step.ctx_param] = self._context(held, children, blocking=not step.is_async)
             call = functools.partial(step.func, **values)
         else:
             subject = held.spec.load(values)
-            call = functools.partial(step.func, subject, self._context(held, children))
+            ctx = self._context(held, children, blocking=not step.is_async)
+            call = functools.partial(step.func, subject, ctx)
         if step.timeout is None:
             return subject, await self._await(held, step.is_async, call)
         limit = asyncio.timeout(step.timeout)
@@ -152,7 +153,7 @@ class Executor:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, copy_context().run, call)
 
-    def _context(self, held: Held, children: Sequence[ChildResult] = ()) -> Context:
+    def _context(self, held: Held, children: Sequence[ChildResult] = (), *, blocking: bool = False) -> Context:
         spec = held.spec
         waits = held.waits
         return Context(
@@ -168,7 +169,7 @@ class Executor:
             inserted_at=held.inserted_at,
             due_at=held.due_at,
             worker=self._worker,
-            client=self._client,
+            client=self._client._client_of_threads() if blocking else self._client,
             awaited=() if waits is None else _signals(waits.awaited()),
             inbox=() if waits is None else _signals(waits.signals or ()),
             timed_out=waits is not None and waits.timed_out,
@@ -327,8 +328,9 @@ class Executor:
         subject = spec.load(spec.codec.decode(held.raw))
         handler = spec.on_error
         assert handler is not None
-        ctx = self._context(held)
-        if inspect.iscoroutinefunction(handler):
+        is_async = inspect.iscoroutinefunction(handler)
+        ctx = self._context(held, blocking=not is_async)
+        if is_async:
             returned = await isolated(handler(subject, error, ctx), held.queue.wake_one)
         else:
             returned = await self._await(held, False, functools.partial(handler, subject, error, ctx))

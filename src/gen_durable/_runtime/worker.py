@@ -296,6 +296,8 @@ class Worker(Listener):
             self._schedules.wake()
         elif kind == "k":
             self._admitter.knock()
+        elif kind == "m":
+            self._client._limit_changed(*name.split(":", 1))
         else:
             self._timers.wake()
             self._schedules.wake()

@@ -23,6 +23,7 @@ __all__ = [
     "tell",
     "telling",
     "unset_limit",
+    "wake",
 ]
 
 MOST = 10_000  # what is counted stops here
@@ -81,11 +82,16 @@ def unset_limit(sql: Catalog, kind: Kind, name: str) -> Operation[list[tuple[Kin
     return [(kind, name) for _ in rows]
 
 
-def telling(sql: Catalog, change: Operation[list[tuple[Kind, str]]]) -> Operation[list[tuple[Kind, str]]]:
+def telling(
+    sql: Catalog, change: Operation[list[tuple[Kind, str]]], *, asking: bool = False
+) -> Operation[list[tuple[Kind, str]]]:
     """A change of limits, and word of it to whoever waits: to be run in one transaction, so that none goes without the
-    other. Then :func:`tell` again, by itself: see the guard of its statement."""
+    other. Then :func:`tell` again, by itself: see the guard of its statement. With ``asking`` the workers are asked to
+    do that when the transaction commits, which is not ours to wait for."""
     changed = yield from change
     yield from tell(sql, changed)
+    if asking and changed:
+        yield from wake(sql, [f"m:{kind}:{name}" for kind, name in changed])
     return changed
 
 
@@ -96,7 +102,12 @@ def tell(sql: Catalog, changed: Sequence[tuple[Kind, str]]) -> Operation[None]:
         yield sql["limiting/knock"].bind(kinds=[kind for kind, _ in keyed], names=[name for _, name in keyed])
     queues = [name for kind, name in changed if kind == "queue"]
     if queues:  # "l:": whether a queue has a cap is known with its lanes
-        yield sql["queues/wake"].bind(messages=["l:", *(f"q:{name}" for name in queues)])
+        yield from wake(sql, ["l:", *(f"q:{name}" for name in queues)])
+
+
+def wake(sql: Catalog, messages: list[str]) -> Operation[None]:
+    """Tells workers something."""
+    yield sql["queues/wake"].bind(messages=messages)
 
 
 def rates(sql: Catalog) -> Operation[dict[str, float]]:

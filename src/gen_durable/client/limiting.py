@@ -38,8 +38,7 @@ class LimitingCalls(ReadingCalls):
             limit: how many instances of one key run at once, at least 1; or a :class:`gen_durable.Rate`. None takes a
                 limit away: then one instance of a key runs at a time, and a queue has no cap.
             queue: the limit is a queue's: how many steps of it run at once in the cluster.
-            conn: a connection of the caller's: then it takes effect when the caller's transaction commits. An instance
-                that begins to wait for the limit at that very moment may do so until the next one lets it go.
+            conn: a connection of the caller's: then it takes effect when the caller's transaction commits.
 
         Returns:
             Whether anything is new.
@@ -72,8 +71,10 @@ class LimitingCalls(ReadingCalls):
 
     async def _change(self, runs: Runs, change: Operation[builtins.list[tuple[Kind, str]]]) -> bool:
         """Changes limits, and sees to it that whoever waits for them is looked at; whether any has changed."""
-        changed: builtins.list[tuple[Kind, str]] = await runs.together(limiting.telling(self._sql, change))
-        if runs is not self._session:
+        here = runs is self._session
+        operation = limiting.telling(self._sql, change, asking=not here)
+        changed: builtins.list[tuple[Kind, str]] = await runs.together(operation)
+        if not here:
             return bool(changed)
         if changed:
             await self._session.call(limiting.tell(self._sql, changed))
@@ -83,6 +84,10 @@ class LimitingCalls(ReadingCalls):
             if queues:
                 self._local.lanes_changed()
         return bool(changed)
+
+    def _limit_changed(self, kind: Kind, name: str) -> None:
+        """A limit was changed in a transaction of somebody's that has committed: see :meth:`_change`."""
+        self._bell.send(limiting.tell(self._sql, [(kind, name)]))
 
     async def limits(self) -> builtins.list[LimitInfo]:
         """The limits that are set, by kind and name, with how much of each is in use.

@@ -129,19 +129,22 @@ class SyncClient(SyncWritingCalls):
         self._begin(settings)
 
     @classmethod
-    def _of(cls, settings: Settings, url: str | None = None) -> Self:
-        """One with an engine's settings; with a URL, of an engine that is open there already."""
+    def _of(cls, settings: Settings, engine: Client | None = None) -> Self:
+        """One with an engine's settings; given that engine too, one that shares what it has seen to when it started."""
         client = cls.__new__(cls)
-        client._begin(settings, url)
+        client._begin(settings)
+        if engine is not None:
+            client._url = engine._session.url
+            client._blocking._lanes = engine._lanes  # a drain looks there for new ones
         return client
 
     @property
     def _calls(self) -> _BlockingCalls:
         return self._blocking
 
-    def _begin(self, settings: Settings, url: str | None = None) -> None:
+    def _begin(self, settings: Settings) -> None:
         self._settings = settings
-        self._url = url  # where everything that the settings declare is done already
+        self._url: str | None = None  # where everything that the settings declare is done already
         self._blocking = _BlockingCalls(settings)
         self._lock = threading.Lock()
         self._is_open = self._is_closed = False

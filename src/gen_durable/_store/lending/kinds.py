@@ -97,4 +97,4 @@ def _check_open(connection: Any, name: str) -> None:
     except Exception:  # noqa: BLE001  # asyncpg's, of a connection that has gone back to its pool
         closed = True
     if isinstance(closed, int) and closed:  # psycopg2 has numbers
-        raise InvalidArgument(f"conn= is a {name} that is closed: give one whose transaction is open")
+        raise InvalidArgument(f"conn= is closed ({name}): give one that is open")

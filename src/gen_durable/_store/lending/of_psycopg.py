@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import psycopg
 from psycopg import AsyncConnection, AsyncRawCursor, Connection, RawCursor, postgres
 from psycopg.adapt import AdaptersMap
 from psycopg.pq import TransactionStatus
@@ -35,6 +36,18 @@ def _in_transaction(connection: AsyncConnection[Any] | Connection[Any]) -> bool:
     return not connection.autocommit or connection.info.transaction_status is not TransactionStatus.IDLE
 
 
+def _is_empty(cursor: _AsyncCursor | _Cursor) -> bool:
+    """In a pipeline it is known only after a fetch."""
+    return cursor.pgresult is not None and cursor.description is None
+
+
+def _nothing(error: psycopg.ProgrammingError) -> list[Row]:
+    """What a fetch says of a statement that has no rows; what the server says has a number."""
+    if error.sqlstate is not None:
+        raise error
+    return []
+
+
 class LentAsyncPsycopg(Lent):
     """An ``AsyncConnection``."""
 
@@ -56,7 +69,12 @@ class LentAsyncPsycopg(Lent):
         """Runs one statement."""
         async with _AsyncCursor(self._connection, row_factory=tuple_row) as cursor:
             await cursor.execute(request.statement.text, request.parameters)
-            return await cursor.fetchall() if cursor.description else []
+            if _is_empty(cursor):
+                return []
+            try:
+                return await cursor.fetchall()
+            except psycopg.ProgrammingError as error:
+                return _nothing(error)
 
 
 class LentPsycopg(Lent):
@@ -80,4 +98,9 @@ class LentPsycopg(Lent):
         """Runs one statement."""
         with _Cursor(self._connection, row_factory=tuple_row) as cursor:
             cursor.execute(request.statement.text, request.parameters)
-            return cursor.fetchall() if cursor.description else []
+            if _is_empty(cursor):
+                return []
+            try:
+                return cursor.fetchall()
+            except psycopg.ProgrammingError as error:
+                return _nothing(error)
