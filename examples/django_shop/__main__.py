@@ -22,6 +22,7 @@ class ThreadingServer(ThreadingMixIn, WSGIServer):
 
 def serve(port: int) -> None:
     """Migrates, starts the worker, and serves until a signal."""
+    from django.contrib.staticfiles.handlers import StaticFilesHandler
     from django.core.management import call_command
 
     from examples.django_shop.wsgi import application
@@ -29,7 +30,7 @@ def serve(port: int) -> None:
     call_command("migrate", verbosity=0)
     worker = subprocess.Popen([sys.executable, MANAGE, "durable", "worker"])
     try:
-        with make_server("127.0.0.1", port, application, ThreadingServer) as server:
+        with make_server("127.0.0.1", port, StaticFilesHandler(application), ThreadingServer) as server:
             print(f"http://127.0.0.1:{server.server_port}", flush=True)
             server.serve_forever()
     finally:

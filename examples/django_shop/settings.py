@@ -27,6 +27,7 @@ INSTALLED_APPS = [
     "django.contrib.contenttypes",
     "django.contrib.messages",
     "django.contrib.sessions",
+    "django.contrib.staticfiles",
     "gen_durable.contrib.django",
     "examples.django_shop.shop",
 ]
@@ -60,6 +61,7 @@ DATABASES = {
         "OPTIONS": _given,
     }
 }
+STATIC_URL = "static/"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 GEN_DURABLE = {
