@@ -140,7 +140,7 @@ async def test_django_s_test_runner(database_url: str) -> None:
         pytest.skip("Django's test runner makes a database, which this role may not")
     async with manage("test", "--noinput", "examples.django_shop", url=database_url, schema="durable") as tests:
         assert await tests.ended() == 0, tests.output
-    assert "Ran 3 tests" in tests.output
+    assert "Ran 4 tests" in tests.output
 
 
 @pytest.mark.crash

@@ -7,16 +7,20 @@ from typing import Any
 
 from django.test import TestCase, TransactionTestCase
 
+from examples.django_shop.shop.durable import DAY
 from examples.django_shop.shop.models import Item, Mail, Shipment
 from gen_durable.contrib.django import client
 from gen_durable.contrib.django.models import Instance
-from gen_durable.contrib.django.testing import drain
+from gen_durable.contrib.django.testing import advance, drain
 
 ANN = "ann@example.com"
 
 
 class Placing(TestCase):
     """Rolled back with each test: what is inserted with ``conn=connection`` too."""
+
+    def setUp(self) -> None:
+        Item.objects.update_or_create(name="kettle", defaults={"stock": 3})
 
     def place(self, item: str, quantity: int = 1) -> Any:
         wish = {"item": item, "quantity": quantity, "email": ANN}
@@ -33,19 +37,29 @@ class Placing(TestCase):
 
 
 class Shipping(TransactionTestCase):
-    """Committed, so that steps see it."""
+    """Committed, so that steps see it; each test finds gen_durable's tables empty."""
 
     def setUp(self) -> None:
         Item.objects.update_or_create(name="teapot", defaults={"stock": 5})
 
-    def test_paid_and_shipped(self) -> None:
-        def post(path: str, **body: Any) -> Any:
-            return self.client.post(path, json.dumps(body), content_type="application/json").json()
+    def post(self, path: str, **body: Any) -> Any:
+        return self.client.post(path, json.dumps(body), content_type="application/json").json()
 
-        order = post("/orders", item="teapot", email=ANN)["order"]
+    def test_paid_and_shipped(self) -> None:
+        assert Instance.objects.count() == 0
+        order = self.post("/orders", item="teapot", email=ANN)["order"]
         drain()
         assert client().get(f"order:{order}").awaits == ["paid"]
-        post("/payments", event="e1", order=order, amount=4200)
+        self.post("/payments", event="e1", order=order, amount=4200)
         assert drain().outcomes["failed"] == 0
         assert Shipment.objects.get().paid == 4200
         assert Mail.objects.get().to == ANN
+
+    def test_never_paid(self) -> None:
+        assert Instance.objects.count() == 0
+        order = self.post("/orders", item="teapot", email=ANN)["order"]
+        drain()
+        advance(DAY + 1)
+        drain()
+        assert client().get(f"order:{order}").status == "failed"
+        assert Shipment.objects.count() == 0

@@ -6,12 +6,8 @@ from typing import Any
 
 from django.apps import AppConfig
 from django.core import checks
-from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 from django.db.models.signals import post_migrate
-from django.utils.connection import ConnectionDoesNotExist
-
-from gen_durable.errors import ConfigurationError
 
 __all__ = ["DurableConfig"]
 
@@ -25,40 +21,33 @@ class DurableConfig(AppConfig):
 
     def ready(self) -> None:
         """Once, when all apps are loaded."""
+        from gen_durable.contrib.django import test_database
         from gen_durable.contrib.django.checks import check_database, check_settings
 
         checks.register(check_settings, "gen_durable")
         checks.register(check_database, checks.Tags.database)
-        post_migrate.connect(_migrate, sender=self, dispatch_uid="gen_durable")
+        post_migrate.connect(_migrated, sender=self, dispatch_uid="gen_durable")
         setting_changed.connect(_forget, dispatch_uid="gen_durable")
-        _close_before_the_test_database_goes()
+        test_database.watch()
 
 
-def _migrate(*, using: str, **_: Any) -> None:
-    from gen_durable.contrib.django import conf, migrate
+def _migrated(*, using: str, **given: Any) -> None:
+    """After Django's ``migrate``, and after its ``flush``, which sends the same signal without a plan."""
+    from gen_durable.contrib.django import conf, migrate, test_database
 
-    given = conf.read()
-    if given.migrate and using == given.database:
-        migrate()
-
-
-def _close_before_the_test_database_goes() -> None:
-    """A database can't be dropped while somebody is connected, and Django's test runner sends no signal before."""
-    from django.db import connections
-
-    from gen_durable.contrib.django import close, conf
-
-    try:
-        creation = connections[conf.read().database].creation
-    except (ConfigurationError, ConnectionDoesNotExist, ImproperlyConfigured):  # the checks say so
+    settings = conf.read()
+    if using != settings.database:
         return
-    destroy = creation.destroy_test_db
+    if "plan" not in given:
+        from gen_durable.contrib.django.testing import empty_schema
 
-    def close_and_destroy(*args: Any, **kwargs: Any) -> None:
-        close()
-        destroy(*args, **kwargs)
+        empty_schema()
+    elif test_database.is_being_made():
+        from gen_durable.contrib.django.testing import make_schema
 
-    setattr(creation, "destroy_test_db", close_and_destroy)  # noqa: B010 - a method, to type checkers
+        make_schema()
+    elif settings.migrate:
+        migrate()
 
 
 def _forget(*, setting: str, **_: Any) -> None:
