@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 from docs_support import GUIDES, ROOT, blocks, name_of, names_of_tests, pages, run_page
 
-from gen_durable import Engine
+from gen_durable import Engine, SyncClient
 
 TESTING = GUIDES / "testing.md"
 WITH_CODE = [page for page in pages() if blocks(page, "python")]
@@ -22,6 +22,7 @@ def world(monkeypatch: pytest.MonkeyPatch, database_url: str, migrated: str, tmp
     """What a reader has: a database in the environment, an empty folder; engines keep to the test's schema."""
     monkeypatch.setenv("GEN_DURABLE_DATABASE_URL", database_url)
     monkeypatch.setitem(Engine.__init__.__kwdefaults__, "schema", migrated)
+    monkeypatch.setitem(SyncClient.__init__.__kwdefaults__, "schema", migrated)
     monkeypatch.chdir(tmp_path)
 
 

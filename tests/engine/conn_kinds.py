@@ -292,17 +292,19 @@ class Django(Caller):
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, url: str, wrapper: bool = False) -> AsyncIterator[Caller]:
+    async def open(cls, url: str, wrapper: bool = False, naive: bool = False) -> AsyncIterator[Caller]:
         configure_django(url)
         from django.db import connection, connections
+        from django.test.utils import override_settings
 
-        try:
-            yield cls(connections["default"] if wrapper else connection)
-        finally:
-            connection.close()
+        with override_settings(USE_TZ=not naive):
+            try:
+                yield cls(connections["default"] if wrapper else connection)
+            finally:
+                connection.close()
 
 
-def configure_django(url: str, *, use_tz: bool = True) -> None:
+def configure_django(url: str) -> None:
     import django
     from django.conf import settings
 
@@ -312,7 +314,7 @@ def configure_django(url: str, *, use_tz: bool = True) -> None:
         "PASSWORD": given.get("password") or "", "HOST": given["host"], "PORT": str(given["port"]),
     }  # fmt: skip
     if not settings.configured:
-        settings.configure(DATABASES={"default": database}, USE_TZ=use_tz, TIME_ZONE="America/New_York")
+        settings.configure(DATABASES={"default": database}, USE_TZ=True, TIME_ZONE="America/New_York")
         django.setup()
 
 
@@ -347,6 +349,7 @@ KINDS: dict[str, Callable[[str], Any]] = {
     "sqlalchemy asyncpg async autocommit": lambda url: AsyncSqlalchemy.open(url, "asyncpg", "connection", **AUTOCOMMIT),
     "django": Django.open,
     "django wrapper": lambda url: Django.open(url, wrapper=True),
+    "django naive": lambda url: Django.open(url, naive=True),
 }
 
 

@@ -9,7 +9,7 @@ import pytest
 from conn_kinds import KINDS, Call, Caller, elsewhere, lend
 from engine_support import LONG, Build, Seen, Sql, eventually
 
-from gen_durable import Await, BulkItem, Context, Done, Handle, Machine, job, step
+from gen_durable import Await, BulkItem, Context, Done, Engine, Handle, Machine, job, step
 
 
 @job
@@ -100,6 +100,13 @@ async def is_parked(handle: Handle) -> bool:
     return (await handle.get()).status == "awaiting_signal"
 
 
+async def is_calm(engine: Engine) -> bool:
+    """Nothing is being claimed, and nothing is left to look for: only word from outside brings the worker to look."""
+    worker = engine._worker
+    assert worker is not None
+    return not worker._claimer.claiming and all(queue.empty for queue in worker.queues.values())
+
+
 # One of each driver and library.
 WAKING = [
     "psycopg async", "psycopg autocommit", "psycopg2", "asyncpg", "sqlalchemy psycopg session",
@@ -123,6 +130,7 @@ async def test_a_worker_starts_it_at_the_commit_and_not_before(
         async def run_another() -> list[int]:
             handle = await worker.insert(plain.bind(n=2))
             await handle.result(LONG)
+            await eventually(lambda: is_calm(worker))
             return [event.id for event in steps.all]
 
         await caller.begin()

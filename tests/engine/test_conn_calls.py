@@ -18,7 +18,7 @@ from gen_durable.errors import InstanceCancelled
 
 SOME = [
     "psycopg async spoilt", "psycopg spoilt", "psycopg2", "asyncpg", "sqlalchemy psycopg session",
-    "sqlalchemy psycopg async session", "sqlalchemy asyncpg async session", "django",
+    "sqlalchemy psycopg async session", "sqlalchemy asyncpg async session", "django", "django naive",
 ]  # fmt: skip
 
 READS = {"get", "list", "history", "why", "counts", "queues", "workers", "schedules", "limits", "result"}

@@ -369,4 +369,6 @@ async def test_it_works_in_a_drain(durable_engine: Callable[..., Engine]) -> Non
 
     async with durable_engine(machines=[starts, plain], queues={"default": 1, "other": 1}).client() as engine:
         await engine.insert(starts.bind())
+        assert len(engine._lanes) == 1
         assert (await testing.drain(engine)).outcomes["done"] == 2
+        assert len(engine._lanes) == 2, "the drain looks there, not for a notification"
