@@ -17,7 +17,7 @@ async def plain(n: int) -> int:
     return n
 
 
-class Waits(Machine):
+class Waits(Machine, queue="waits"):  # in a queue with several lanes a worker looks again by itself
     n: int = 0
 
     @step
@@ -52,40 +52,44 @@ async def made(sql: Sql, what: str) -> list[str]:
     return [key for (key,) in await sql("SELECT key FROM {s}.instances WHERE key <> 'parked' ORDER BY id")]
 
 
-@pytest.mark.parametrize("what", ["insert", "insert_many", "signal"])
 async def test_it_is_there_if_and_only_if_the_transaction_commits(
-    kind: str, database_url: str, build: Build, sql: Sql, what: str
+    kind: str, database_url: str, build: Build, sql: Sql
 ) -> None:
     """R20: commit, rollback, rollback to a savepoint, and an error of the caller's own, with each kind."""
     loop = asyncio.get_running_loop()
 
     async def work(caller: Caller, call: Call) -> None:
+        for what in ("insert", "insert_many", "signal"):
+            await one(caller, call, what)
+
+    async def one(caller: Caller, call: Call, what: str) -> None:
         async def there() -> list[str]:
-            return await elsewhere(caller, loop, made(sql, what))
+            keys = await elsewhere(caller, loop, made(sql, what))
+            return [key.partition(" ")[2] for key in keys if key.startswith(f"{what} ")]
 
         conn = caller.conn
         await caller.begin()
-        await make(call, what, conn, "a")
+        await make(call, what, conn, f"{what} a")
         assert await there() == []
         await caller.commit()
         assert await there() == ["a"]
 
         await caller.begin()
-        await make(call, what, conn, "b")
+        await make(call, what, conn, f"{what} b")
         await caller.rollback()
         assert await there() == ["a"]
 
         await caller.begin()
-        await make(call, what, conn, "c")
+        await make(call, what, conn, f"{what} c")
         await caller.save()
-        await make(call, what, conn, "d")
+        await make(call, what, conn, f"{what} d")
         await caller.back()
-        await make(call, what, conn, "e")
+        await make(call, what, conn, f"{what} e")
         await caller.commit()
         assert await there() == ["a", "c", "e"]
 
         await caller.begin()
-        await make(call, what, conn, "f")
+        await make(call, what, conn, f"{what} f")
         with pytest.raises(Exception, match="division by zero"):
             await caller.execute("SELECT 1/0")
         await caller.rollback()
@@ -114,35 +118,36 @@ WAKING = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("what", ["insert", "signal"])
 @pytest.mark.parametrize("kind", WAKING, indirect=True)
 @pytest.mark.parametrize("same_process", [False, True], ids=["elsewhere", "same process"])
 async def test_a_worker_starts_it_at_the_commit_and_not_before(
-    kind: str, database_url: str, build: Build, what: str, same_process: bool
+    kind: str, database_url: str, build: Build, same_process: bool
 ) -> None:
     """R19, R20: the worker hears of it by the commit's notification alone, its poll is a minute away; what was inserted
     after it, and committed before, it has run by then."""
     loop = asyncio.get_running_loop()
-    worker = build(plain, Waits, poll_interval=60)
+    worker = build(plain, Waits, queues={"default": 50, "waits": 5}, poll_interval=60)
     steps = Seen(worker, "step")
 
+    async def run_another() -> list[int]:
+        handle = await worker.insert(plain.bind(n=2))
+        await handle.result(LONG)
+        await eventually(lambda: is_calm(worker))
+        return [event.id for event in steps.all]
+
     async def work(caller: Caller, call: Call) -> None:
-        async def run_another() -> list[int]:
-            handle = await worker.insert(plain.bind(n=2))
-            await handle.result(LONG)
-            await eventually(lambda: is_calm(worker))
-            return [event.id for event in steps.all]
+        await caller.begin()
+        id_ = (await call("insert", plain.bind(n=1), conn=caller.conn)).id
+        assert id_ not in await elsewhere(caller, loop, run_another())
+        await caller.commit()
+        assert await elsewhere(caller, loop, worker.result(id_, LONG)) == 1
 
         await caller.begin()
-        if what == "insert":
-            id_ = (await call("insert", plain.bind(n=1), conn=caller.conn)).id
-        else:
-            await call("signal", "parked", "go", 7, conn=caller.conn)
-            id_ = (await elsewhere(caller, loop, worker.get("parked"))).id
-        before = await elsewhere(caller, loop, run_another())
-        assert before.count(id_) == (0 if what == "insert" else 1)
+        await call("signal", "parked", "go", 7, conn=caller.conn)
+        id_ = (await elsewhere(caller, loop, worker.get("parked"))).id
+        assert (await elsewhere(caller, loop, run_another())).count(id_) == 1
         await caller.commit()
-        assert await elsewhere(caller, loop, worker.result(id_, LONG)) == (1 if what == "insert" else 7)
+        assert await elsewhere(caller, loop, worker.result(id_, LONG)) == 7
 
     async with worker:
         parked = await worker.insert(Waits(), key="parked")
