@@ -21,19 +21,19 @@ class DurableConfig(AppConfig):
 
     def ready(self) -> None:
         """Once, when all apps are loaded."""
-        from gen_durable.contrib.django import test_database
+        from gen_durable.contrib.django import runner
         from gen_durable.contrib.django.checks import check_database, check_settings
 
         checks.register(check_settings, "gen_durable")
         checks.register(check_database, checks.Tags.database)
         post_migrate.connect(_migrated, sender=self, dispatch_uid="gen_durable")
         setting_changed.connect(_forget, dispatch_uid="gen_durable")
-        test_database.watch()
+        runner.watch()
 
 
 def _migrated(*, using: str, **given: Any) -> None:
     """After Django's ``migrate``, and after its ``flush``, which sends the same signal without a plan."""
-    from gen_durable.contrib.django import conf, migrate, test_database
+    from gen_durable.contrib.django import conf, migrate, runner
 
     settings = conf.read()
     if using != settings.database:
@@ -42,7 +42,7 @@ def _migrated(*, using: str, **given: Any) -> None:
         from gen_durable.contrib.django.testing import empty_schema
 
         empty_schema()
-    elif test_database.is_being_made():
+    elif runner.is_being_made():
         from gen_durable.contrib.django.testing import make_schema
 
         make_schema()
