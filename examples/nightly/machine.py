@@ -29,7 +29,7 @@ class NightlyReport(Machine, queue="reports"):
 
     folder: str
     night: datetime | None = None
-    totals: dict[str, Decimal] = {}
+    totals: dict[str, Decimal] = {}  # noqa: RUF012 - a machine copies its mutable defaults
 
     @property
     def day(self) -> date:
