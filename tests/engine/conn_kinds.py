@@ -316,6 +316,9 @@ def configure_django(url: str) -> None:
     if not settings.configured:
         settings.configure(DATABASES={"default": database}, USE_TZ=True, TIME_ZONE="America/New_York")
         django.setup()
+    from django.db import connections
+
+    connections["default"].settings_dict.update(database)  # others of this process may have set Django up for another
 
 
 AUTOCOMMIT = {"isolation_level": "AUTOCOMMIT"}

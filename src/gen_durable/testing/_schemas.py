@@ -11,7 +11,7 @@ from gen_durable._store.connection import open_sync, parse_url
 from gen_durable._store.migrating import clean_sql, drop_sql, migration_sql
 from gen_durable._store.operation import Row
 
-__all__ = ["Schemas"]
+__all__ = ["Schemas", "empty"]
 
 LOCK_SECONDS = 5  # that a clean waits for what a test has left running
 
@@ -56,13 +56,28 @@ class Schemas:
 
     def _run(self, script: str) -> None:
         if self._connection is None or self._connection.closed:
-            self._connection = open_sync(self._url, "gen_durable tests")
-            self._connection.execute(
-                "SET client_min_messages = error; SET search_path = pg_catalog; "
-                f"SET lock_timeout = '{LOCK_SECONDS}s'; SET TimeZone = 'UTC'".encode()
-            )
+            self._connection = _connect(self._url)
         try:
             self._connection.execute(script.encode())
         except psycopg.Error:
             self._connection.close()  # it may be in the middle of a transaction
             raise
+
+
+def empty(url: str, schema: str) -> None:
+    """Empties a schema for tests.
+
+    Raises:
+        psycopg.Error: a worker still runs in it, or it is no schema for tests.
+    """
+    with _connect(url) as connection:
+        connection.execute(clean_sql(schema).encode())
+
+
+def _connect(url: str) -> psycopg.Connection[Row]:
+    connection = open_sync(url, "gen_durable tests")
+    connection.execute(
+        "SET client_min_messages = error; SET search_path = pg_catalog; "
+        f"SET lock_timeout = '{LOCK_SECONDS}s'; SET TimeZone = 'UTC'".encode()
+    )
+    return connection

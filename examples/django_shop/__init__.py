@@ -1,0 +1,1 @@
+"""A shop with Django: ``python -m examples.django_shop``."""
