@@ -72,7 +72,9 @@ async def picture(stage: Stage, id_: int) -> dict[str, Any]:
         found[table] = [
             {name: value for name, value in msgspec.json.decode(row).items() if name not in own} for (row,) in rows
         ]
-    span = "SELECT expires_at - finished_at FROM {schema}.finished WHERE id = %s"
+    span = (
+        "SELECT CASE WHEN isfinite(expires_at) THEN expires_at - finished_at END FROM {schema}.finished WHERE id = %s"
+    )
     found["keeps"] = await stage.ask(span, id_)
     return found
 

@@ -246,7 +246,7 @@ def steady(sql: Catalog) -> Request:
 
 
 # Our statements and the COMMIT go in one message of the simple protocol, whose statements are skipped after one that
-# fails. A pipeline would be the same, and costs the client three times as much for a handful of statements.
+# fails. A pipeline would be the same, and costs the client more than a trip for each of a handful of statements does.
 
 
 def _unprepared(connection: StepConnection | StepConnectionSync, requests: list[Request]) -> bytes:
