@@ -221,6 +221,17 @@ class Committer:
                 raise DuplicateInstance(child.key or "", place.id)
         return rows
 
+    async def busy(self, link: Link, entries: list[Entry]) -> list[Entry]:
+        """The outcomes whose rows, or whose parents' rows, somebody else has locked just now.
+
+        Raises:
+            LinkDown, psycopg.Error: as the link does.
+        """
+        ids = {held.id for held, _ in entries} | {held.parent_id for held, _ in entries if held.parent_id is not None}
+        rows = await link.fetch(self._sql["committing/busy"].bind(ids=msgspec.json.encode(sorted(ids)).decode()))
+        locked = {row[0] for row in rows}
+        return [entry for entry in entries if entry[0].id in locked or entry[0].parent_id in locked]
+
     async def look_up(self, entries: list[Entry]) -> set[Fence]:
         """Which outcomes are there, of those whose first answer never came."""
         ids = msgspec.json.encode([held.id for held, _ in entries]).decode()

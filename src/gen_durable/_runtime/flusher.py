@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import psycopg
 
+from gen_durable._runtime.aside import Aside
 from gen_durable._runtime.committer import LONGEST_PAUSE, Committer, Entry, Fence, Settled, fence
 from gen_durable._runtime.held import Held
 from gen_durable._runtime.link import Link, LinkDown
@@ -20,6 +21,7 @@ __all__ = ["Flusher"]
 
 log = logging.getLogger("gen_durable")
 
+PATIENCE = 0.25  # seconds that a group waits for a lock; then the outcomes whose rows are locked are set aside
 BATCH = 1000
 BATCH_BYTES = 4_000_000
 WORTHWHILE = 16  # outcomes for which running steps give way to their commit
@@ -48,6 +50,8 @@ class Flusher:
     The main link serves all outcomes but those that insert children, whose transactions may be long: they have the
     second one. It serves outcomes that free slots too, when the main one is busy: the looks at their lines take the
     server longer than the client, and two sessions do them at once.
+
+    Outcomes whose rows somebody has locked for long are set aside: the links are to have ``PATIENCE`` with locks.
     """
 
     def __init__(
@@ -65,6 +69,8 @@ class Flusher:
         self._plain: list[Entry] = []
         self._gated: list[Entry] = []
         self._families: list[Entry] = []
+        self._aside = Aside(lambda entries: committer.busy(link, entries), self._again)
+        self._doubted: set[Fence] = set()  # outcomes that were sent without an answer, and are set aside
         self._idle = asyncio.Event()
         self._idle.set()
         self._most = BATCH
@@ -78,7 +84,7 @@ class Flusher:
     @property
     def waiting(self) -> int:
         """How many outcomes wait for the next group."""
-        return len(self._plain) + len(self._gated) + len(self._families)
+        return len(self._plain) + len(self._gated) + len(self._families) + len(self._aside.entries)
 
     @property
     def _busy(self) -> bool:
@@ -89,7 +95,7 @@ class Flusher:
 
         (While a group is on its way, running steps make the next one as large as they can.)
         """
-        return not self._busy and self.waiting >= max(left, WORTHWHILE)
+        return not self._busy and len(self._plain) + len(self._gated) >= max(left, WORTHWHILE)
 
     def add(self, held: Held, record: Record) -> None:
         """Takes an outcome for the next group."""
@@ -102,6 +108,10 @@ class Flusher:
             self._second.more.set()
         self._idle.clear()
 
+    def _again(self, entries: list[Entry]) -> None:
+        for held, record in entries:
+            self.add(held, record)
+
     async def wait_idle(self) -> None:
         """Waits until everything that was added is committed."""
         await self._idle.wait()
@@ -110,11 +120,16 @@ class Flusher:
         """The loops; they run until this is cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._serve(self._main, self._next_batch), name="gen_durable flusher")
-            group.create_task(self._serve(self._second, self._next_aside), name="gen_durable second flusher")
+            group.create_task(self._aside.run(), name="gen_durable locked outcomes")
+            group.create_task(self._serve(self._second, self._next_second), name="gen_durable second flusher")
 
     async def flush(self) -> None:
         """Commits everything that was added, over the main link."""
-        await self._send_all(self._main, lambda: self._next_batch() or self._next_aside())
+        while True:
+            await self._send_all(self._main, lambda: self._next_batch() or self._next_second())
+            if not self._aside.entries:
+                return
+            await self._aside.look()
 
     async def _serve(self, way: Way, next_batch: Callable[[], list[Entry]]) -> None:
         while True:
@@ -135,13 +150,16 @@ class Flusher:
         batch = _cut([], self._plain, self._most)
         return _in_order(_cut(batch, self._gated, self._most))
 
-    def _next_aside(self) -> list[Entry]:
+    def _next_second(self) -> list[Entry]:
         """What waits for the second: outcomes that free slots, else those that insert children."""
         return _in_order(_cut([], self._gated, self._most) or _cut_families(self._families))
 
     async def _commit(self, way: Way, batch: list[Entry], *, in_doubt: bool = False) -> None:
         """Commits a group, for as long as it takes; one that the database refuses is split to find the bad outcome."""
         pause = 0.05
+        if self._doubted:
+            in_doubt = in_doubt or any(fence(entry) in self._doubted for entry in batch)
+            self._doubted.difference_update(map(fence, batch))
         wake = self._settled.wake_list(batch)
         while True:
             started = time.monotonic()
@@ -161,6 +179,10 @@ class Flusher:
                 self._most = max(1, len(batch) // 2)
                 if len(batch) > 1:
                     await self._halves(way, batch, in_doubt=True)
+                    return
+            except psycopg.errors.LockNotAvailable:
+                batch = await self._without_locked(way, batch, in_doubt=in_doubt)
+                if not batch:
                     return
             except psycopg.Error as error:
                 if wake and isinstance(error, psycopg.errors.ProgramLimitExceeded):
@@ -192,6 +214,22 @@ class Flusher:
                 self._committer.settle(*entry)
             else:
                 self._settled.left(entry[0], None)
+
+    async def _without_locked(self, way: Way, batch: list[Entry], *, in_doubt: bool) -> list[Entry]:
+        """Sets the outcomes of a group aside whose rows somebody has locked; what is left of it is to be sent again.
+
+        A family may wait for a key that another transaction is just inserting, too: that is nobody's row yet.
+        """
+        try:
+            locked = await self._committer.busy(way.link, batch)
+        except (LinkDown, psycopg.Error):
+            return batch  # sending it again says what is the matter
+        locked = locked or [entry for entry in batch if entry[0].spawning]
+        if in_doubt:
+            self._doubted.update(map(fence, locked))
+        self._aside.put(locked)
+        there = {id(entry) for entry in locked}
+        return [entry for entry in batch if id(entry) not in there]
 
     async def _halves(self, way: Way, batch: list[Entry], *, in_doubt: bool) -> None:
         middle = len(batch) // 2

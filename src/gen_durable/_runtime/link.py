@@ -38,7 +38,8 @@ class Link:
     """One connection with a watchdog.
 
     A statement that gets no answer within ``deadline`` seconds ends with its socket: a frozen link fails like a cut
-    one. The next statement makes a new connection, for as long as it takes. One statement at a time.
+    one. The next statement makes a new connection, for as long as it takes. One statement at a time. With ``patience``
+    a statement that waits longer than so many seconds for a lock fails (where the session is the worker's own).
     """
 
     def __init__(
@@ -50,8 +51,10 @@ class Link:
         application_name: str,
         deadline: float,
         longest_pause: float = LONGEST_PAUSE,
+        patience: float | None = None,
     ) -> None:
         self.name = name
+        self._patience = patience
         self.own_session = True
         self.on_connect: Callable[[AsyncConnection[Row]], Awaitable[None]] | None = None
         self._url = url
@@ -164,7 +167,7 @@ class Link:
             connection = await open_connection(self._url, self._application_name)
         try:
             with self._watched(connection):
-                self.own_session = await set_up(connection, steady=True)
+                self.own_session = await set_up(connection, steady=True, patience=self._patience)
                 if self.on_connect is not None:
                     await self.on_connect(connection)
         except BaseException:

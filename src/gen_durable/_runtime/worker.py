@@ -18,7 +18,7 @@ from gen_durable._runtime.committer import Committer, Entry
 from gen_durable._runtime.control import Control, Listener
 from gen_durable._runtime.drain import Drain
 from gen_durable._runtime.executor import Executor
-from gen_durable._runtime.flusher import Flusher
+from gen_durable._runtime.flusher import PATIENCE, Flusher
 from gen_durable._runtime.held import Held, LocalQueue
 from gen_durable._runtime.link import Link, LinkDown
 from gen_durable._runtime.maintenance import Pruner, Reaper, Timers
@@ -80,13 +80,14 @@ class Worker(Listener):
 
     # Start ----------------------------------------------------------------------------------------
 
-    def _link(self, name: str, deadline: float = 0.0) -> Link:
+    def _link(self, name: str, deadline: float = 0.0, patience: float | None = None) -> Link:
         link = Link(
             self._url,
             name,
             self._hooks,
             application_name=f"gen_durable {self._settings.name} {name}",
             deadline=max(deadline, self._settings.statement_timeout),
+            patience=patience,
         )
         self._links.append(link)
         return link
@@ -94,7 +95,8 @@ class Worker(Listener):
     async def start(self) -> None:
         """Connects, registers and makes everything ready to run."""
         settings = self._settings
-        claims, commits, self._service_link = self._link("claim"), self._link("commit"), self._link("service")
+        claims, self._service_link = self._link("claim"), self._link("service")
+        commits, second = [self._link(name, patience=PATIENCE) for name in ("commit", "commit aside")]
         own = {
             LaneKey(spec.queue, spec.name, spec.version): self.retention(spec)
             for spec in settings.machines
@@ -140,7 +142,6 @@ class Worker(Listener):
             release=self._claimer.release,
         )
         self._committer = Committer(commits, self._sql, self.id, self, self._hooks, self._admitter, self._births)
-        second = self._link("commit aside")
         self._flusher = Flusher(commits, second, self._committer, self, lambda held: self._executor.keep(held.spec))
         self._transactor = Transactor(self._committer, self, self._crashed)
         self._timers = Timers(self._service_link, self._sql, poll, self._claimer.announce, self._admitter.expect)

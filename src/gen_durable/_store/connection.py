@@ -201,13 +201,14 @@ def open_sync(url: str, application_name: str) -> Connection[Row]:
     return connection
 
 
-async def set_up(connection: AsyncConnection[Row], *, steady: bool) -> bool:
+async def set_up(connection: AsyncConnection[Row], *, steady: bool, patience: float | None = None) -> bool:
     """Sets a session up, where it is one: answers whether the session is the client's own.
 
     Behind a pooler in transaction mode the next transaction may go to another server process: there nothing may be set,
-    prepared, locked or listened to. It shows in the process number that the server gives.
+    prepared, locked or listened to. It shows in the process number that the server gives. With ``patience`` statements
+    wait no longer than so many seconds for a lock.
     """
-    return await drive(_setting_up(connection, steady), lambda request: fetch(connection, request))
+    return await drive(_setting_up(connection, steady, patience), lambda request: fetch(connection, request))
 
 
 def set_up_sync(connection: Connection[Row]) -> bool:
@@ -215,11 +216,15 @@ def set_up_sync(connection: Connection[Row]) -> bool:
     return drive_sync(_setting_up(connection, False), lambda request: fetch_sync(connection, request))
 
 
-def _setting_up(connection: AsyncConnection[Row] | Connection[Row], steady: bool) -> Operation[bool]:
+def _setting_up(
+    connection: AsyncConnection[Row] | Connection[Row], steady: bool, patience: float | None = None
+) -> Operation[bool]:
     rows = yield Request(_WHOSE, ())
     if rows[0][0] != connection.info.backend_pid:
         return False
     settings = {**_BOUNDS, **(_STEADY if steady else _CLIENT)}
+    if patience is not None:
+        settings["lock_timeout"] = f"{1000 * patience:.0f}ms"
     yield Request(_SET, (list(settings), list(settings.values())))
     connection.prepare_threshold = 0
     return True

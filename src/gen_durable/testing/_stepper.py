@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 import psycopg
 
 from gen_durable._runtime.drain import bounded
+from gen_durable._runtime.flusher import PATIENCE
 from gen_durable._runtime.held import Held, LocalQueue
 from gen_durable._runtime.link import Link, LinkDown
 from gen_durable._runtime.record import Record
@@ -43,9 +44,9 @@ class Stepper(Worker):
         self._refusal: tuple[Held, Exception] | None = None
         self._pause: float | None = None
 
-    def _link(self, name: str, deadline: float = 0.0) -> Link:
+    def _link(self, name: str, deadline: float = 0.0, patience: float | None = None) -> Link:
         """One connection for all, which take turns anyway."""
-        return self._links[0] if self._links else super()._link("drain", deadline)
+        return self._links[0] if self._links else super()._link("drain", deadline, PATIENCE)
 
     async def open(self) -> None:
         """Registers, and takes back what dead workers held.

@@ -1,0 +1,150 @@
+"""Rows that a caller's open transaction has locked: their outcomes wait for its end, and nobody else does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from engine_support import LONG, Build, Seen, eventually
+from test_births import worker_of
+
+from gen_durable import Await, Context, Done, Engine, Machine, Spawn, job, step
+
+Connect = Callable[[], Any]
+
+go: dict[str, asyncio.Event] = {}
+began: dict[str, asyncio.Event] = {}
+
+
+@job
+async def waits(name: str) -> str:
+    began.setdefault(name, asyncio.Event()).set()
+    await go.setdefault(name, asyncio.Event()).wait()
+    return name
+
+
+class Parent(Machine):
+    @step
+    async def start(self, ctx: Context) -> Spawn:
+        return Spawn([waits.bind(name="child")], then=self.join)
+
+    @step
+    async def join(self, ctx: Context) -> Done:
+        return Done(ctx.children[0].result)
+
+
+class Listens(Machine):
+    @step
+    async def start(self, ctx: Context) -> Await:
+        began.setdefault("listens", asyncio.Event()).set()
+        await go.setdefault("listens", asyncio.Event()).wait()
+        return Await("go", then=self.woken)
+
+    @step
+    async def woken(self, ctx: Context) -> Done:
+        return Done(ctx.awaited[0].payload)
+
+
+@pytest.fixture(autouse=True)
+def nothing_yet() -> None:
+    go.clear()
+    began.clear()
+
+
+async def begin(engine: Engine, name: str) -> Any:
+    handle = await engine.insert(waits.bind(name=name))
+    await began.setdefault(name, asyncio.Event()).wait()
+    return handle
+
+
+def aside(engine: Engine) -> int:
+    return len(worker_of(engine)._flusher._aside.entries)
+
+
+async def test_a_signal_in_an_open_transaction_holds_up_its_own_instance_alone(build: Build, connect: Connect) -> None:
+    """R20, R27: others of the same group commit, claims go on, and the outcome follows at the transaction's end."""
+    async with build(waits) as engine:
+        one, other = await begin(engine, "one"), await begin(engine, "other")
+        commits = Seen(engine, "commit")
+        caller = await connect()
+        async with caller.transaction():
+            await engine.signal(one.id, "go", conn=caller)
+            go.setdefault("one", asyncio.Event()).set()
+            go.setdefault("other", asyncio.Event()).set()
+            assert await other.result(timeout=LONG) == "other"
+            await eventually(lambda: _is(aside(engine) == 1))
+            late = await begin(engine, "late")
+            go.setdefault("late", asyncio.Event()).set()
+            assert await late.result(timeout=LONG) == "late"
+            assert (await one.get()).status == "executing"
+            assert not worker_of(engine)._flusher.failing
+        assert await one.result(timeout=LONG) == "one"
+        assert sum(event.stale for event in commits.all) == 0
+
+
+async def test_a_cancel_in_an_open_transaction_that_commits_wins(build: Build, connect: Connect) -> None:
+    """R3, R4: the outcome that waited is refused then; and it is not, where the cancel is rolled back."""
+    async with build(waits) as engine:
+        for name, keep in (("kept", True), ("undone", False)):
+            handle = await begin(engine, name)
+            caller = await connect()
+            async with caller.transaction(force_rollback=not keep):
+                assert await engine.cancel(handle.id, conn=caller)
+                go.setdefault(name, asyncio.Event()).set()
+                await eventually(lambda: _is(aside(engine) == 1))
+            await eventually(lambda: _is(aside(engine) == 0))
+            await eventually(lambda handle=handle: _ended(engine, handle.id))
+            assert (await handle.get()).status == ("cancelled" if keep else "done")
+
+
+async def test_a_locked_parent_holds_up_the_ends_of_its_children_alone(build: Build, connect: Connect) -> None:
+    """R15, R20: a child's end counts its parent's join down, whose row is locked by a signal to the parent."""
+    async with build(Parent, waits) as engine:
+        parent = await engine.insert(Parent())
+        await began.setdefault("child", asyncio.Event()).wait()
+        other = await begin(engine, "other")
+        caller = await connect()
+        async with caller.transaction():
+            await engine.signal(parent.id, "hello", conn=caller)
+            go.setdefault("child", asyncio.Event()).set()
+            await eventually(lambda: _is(aside(engine) == 1))
+            go.setdefault("other", asyncio.Event()).set()
+            assert await other.result(timeout=LONG) == "other"
+        assert await parent.result(timeout=LONG) == "child"
+
+
+async def test_a_park_that_waits_for_a_signals_transaction_is_woken_by_it(build: Build, connect: Connect) -> None:
+    """R10: the park comes after the signal's commit, and finds it."""
+    async with build(Listens) as engine:
+        handle = await engine.insert(Listens())
+        await began.setdefault("listens", asyncio.Event()).wait()
+        caller = await connect()
+        async with caller.transaction():
+            await engine.signal(handle.id, "go", "there", conn=caller)
+            go.setdefault("listens", asyncio.Event()).set()
+            await eventually(lambda: _is(aside(engine) == 1))
+        assert await handle.result(timeout=LONG) == "there"
+
+
+async def test_a_drain_gives_a_locked_rows_claim_back_or_leaves_it_to_the_lease(build: Build, connect: Connect) -> None:
+    """R26: it does not hang for the caller; the outcome is lost with the claim, and the step runs again."""
+    caller = await connect()
+    async with build(waits, drain_timeout=0.2, statement_timeout=0.5, lease=1.0, heartbeat=0.2) as engine:
+        handle = await begin(engine, "one")
+        await caller.execute("BEGIN")
+        await engine.signal(handle.id, "go", conn=caller)
+        go.setdefault("one", asyncio.Event()).set()
+        await eventually(lambda: _is(aside(engine) == 1))
+    await caller.execute("COMMIT")
+    async with build(waits, lease=1.0, heartbeat=0.2) as engine:
+        assert await engine.result(handle.id, timeout=LONG) == "one"
+
+
+async def _is(truth: bool) -> bool:
+    return truth
+
+
+async def _ended(engine: Engine, id_: int) -> bool:
+    return (await engine.get(id_)).terminal
