@@ -173,6 +173,7 @@ async def test_a_wait_is_woken_by_the_end_and_not_by_a_look(build: Build, sql: S
 
 def test_it_opens_itself_and_closes_for_good(database_url: str, migrated: str) -> None:
     """Section 14: each call before open() opens it, none after close() does; both may be called twice."""
+    before = set(threading.enumerate())
     client = client_of(database_url, migrated)
     assert client.insert(plain.bind(n=1)).id
     client.open()
@@ -185,7 +186,7 @@ def test_it_opens_itself_and_closes_for_good(database_url: str, migrated: str) -
         client.insert(plain.bind(n=1), conn=conn)
     with client.open():
         assert len(client.list().items) == 1
-    assert [thread.name for thread in threading.enumerate() if "gen_durable" in thread.name] == []
+    assert [thread for thread in set(threading.enumerate()) - before if "gen_durable" in thread.name] == []
 
 
 def test_it_migrates(database_url: str, schema: str) -> None:

@@ -43,7 +43,7 @@ async def end(
     )
     (done,) = (row for row in rows if row[0] == "done")
     return Ended(
-        [] if done[1] is None else sorted(msgspec.json.decode(done[1])),
+        [] if done[1] is None else sorted(id_ for id_, _ in msgspec.json.decode(done[1])),
         [(row[6], row[7]) for row in rows if row[0] == "claim"],
         [row[1] for row in rows if row[0] == "queue"],
     )

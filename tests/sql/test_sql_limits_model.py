@@ -279,7 +279,7 @@ class Limited(RuleBasedStateMachine):
             self.stage.run("committing/end", worker=worker, outcomes=outcomes, pools=kept, most=1000, report=False)
         )
         (done,) = (row for row in found if row[0] == "done")
-        assert sorted(msgspec.json.decode(done[1])) == [row.id for row in rows]
+        assert sorted(msgspec.json.decode(done[1])) == [[record.id, record.rev] for record in batch]
         for row, record in zip(rows, batch, strict=True):
             self.apply(row, record)
         freed = {row.gate for row in rows if row.gate is not None}

@@ -38,7 +38,7 @@ class Server(Link):
         self.wakes.append(values.get("wake", []))
         self._fail(group, values.get("wake", []))
         if request.statement.name == "committing/end":
-            return [("done", msgspec.json.encode([record["id"] for record in group]).decode(), 0)]
+            return [("done", msgspec.json.encode([[record["id"], record["rev"]] for record in group]).decode(), 0)]
         return [(record["id"], record["rev"] + 1, None) for record in group]
 
 

@@ -28,10 +28,10 @@ LONGEST_PAUSE = 5.0
 KNOCKED = -3  # the mark of commit.sql's answer that counts the lines
 
 T = TypeVar("T")
-_decode_ids = msgspec.json.Decoder(list[int]).decode
 
 Entry = tuple[Held, Record]
 Fence = tuple[int, int]  # id and the rev that the claim holds
+_decode_fences = msgspec.json.Decoder(list[Fence]).decode
 
 
 class Channel(Protocol):
@@ -146,8 +146,7 @@ class Committer:
             request = ends.bind(worker=self._worker, outcomes=_listed(batch), pools=None, most=0, report=False)
             rows = await channel.fetch(request)
         ended = next((row[1] for row in rows if row[0] == "done"), None)
-        done = set(() if ended is None else _decode_ids(ended))
-        return {fence(entry) for entry in batch if entry[0].id in done}
+        return set(() if ended is None else _decode_fences(ended))
 
     def _request(self, batch: list[Entry], wake: list[str], *, ends: bool) -> Request:
         first = msgspec.json.encode(locked_first(batch)).decode()

@@ -11,8 +11,8 @@
 --   same number either way. Where a limit was lowered once, only such a count may say what follows. So it may where no
 --   row is seen that can follow at once, since one may have come meanwhile: "admit" takes the line's lock and looks then.
 --   (It is volatile, and called when all else is done: it sees that, and what has committed since this began.)
--- Answer: rows by their first column, as limiting/admit.sql gives them, and 'done' (as its name the JSON list of the ids
---   that were ended; how many notifications went out).
+-- Answer: rows by their first column, as limiting/admit.sql gives them, and 'done' (as its name the JSON list of the ended
+--   rows' ids and revs, as they were claimed; how many notifications went out).
 WITH o AS MATERIALIZED (
     SELECT g.id, g.rev, 2 AS op, g.state, g.result, g.keep, g.error, coalesce(g.kind, 3::smallint) AS kind, g.ran,
         coalesce(g.tried, 0) AS tried, g.took, coalesce(g.history, 1::smallint) AS history
@@ -114,5 +114,5 @@ FROM handed h
 UNION ALL
 SELECT l.* FROM looked l
 UNION ALL
-SELECT 'done', (SELECT json_agg(e.id)::text FROM ended e), (SELECT count(*) FROM told),
+SELECT 'done', (SELECT json_agg(json_build_array(e.id, e.rev - 1))::text FROM ended e), (SELECT count(*) FROM told),
     NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
