@@ -18,7 +18,7 @@
 --   effect: the error's text is 'claim lost: (id)' or 'mark lost: (id)', as what can't be a number.
 -- Answer: (id, new rev, lane) of each row that was committed, the lane only where it can run again at once; (id, -1, lane)
 --   of each parent whose join opened; (how many notifications went out, -2, null) if any; (how many lines were knocked
---   at, -3, null) if any.
+--   at, -3, null) if any; (how many keys stay taken, -5, null) if any.
 -- The transition that ends an instance needs no row of its own: the terminal row says all of it (its "took" is set then).
 {part locked}
 o AS MATERIALIZED (
@@ -155,6 +155,8 @@ UNION ALL
 SELECT j.id, -1, j.lane FROM joined j WHERE j.status = 0
 UNION ALL
 SELECT count(*), -2, NULL FROM told HAVING count(*) > 0
+UNION ALL
+SELECT count(*), -5, NULL FROM reserved HAVING count(*) > 0
 UNION ALL
 SELECT count(*), -3, NULL FROM knocked HAVING count(*) > 0
 UNION ALL

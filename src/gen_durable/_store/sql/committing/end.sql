@@ -12,7 +12,7 @@
 --   row is seen that can follow at once, since one may have come meanwhile: "admit" takes the line's lock and looks then.
 --   (It is volatile, and called when all else is done: it sees that, and what has committed since this began.)
 -- Answer: rows by their first column, as limiting/admit.sql gives them, and 'done' (as its name the JSON list of the ended
---   rows' ids and revs, as they were claimed; how many notifications went out).
+--   rows' ids and revs, as they were claimed; how many notifications went out, and how many keys stay taken).
 WITH o AS MATERIALIZED (
     SELECT g.id, g.rev, 2 AS op, g.state, g.result, g.keep, g.error, coalesce(g.kind, 3::smallint) AS kind, g.ran,
         coalesce(g.tried, 0) AS tried, g.took, coalesce(g.history, 1::smallint) AS history
@@ -63,7 +63,8 @@ handed AS (
     SET status = 2, worker = %(worker)s::int, rev = i.rev + 1, updated_at = {clock}
     FROM next n
     WHERE i.id >= n.id AND i.id <= n.id
-    RETURNING i.*
+    RETURNING i.id, i.rev, i.lane, i.step, i.state, i.attempt, i.crashes, i.priority, i.key, i.due_at, i.inserted_at,
+        i.parent_id, i.inbox, i.awaits, i.spawn, i.children_left, i.children_spare, i.cancel_rest, i.gate, i.own_gate, i.rate
 ),
 left_over AS (
     -- Both lists meet by grouping: a join of them is a loop in a loop.
@@ -114,5 +115,6 @@ FROM handed h
 UNION ALL
 SELECT l.* FROM looked l
 UNION ALL
-SELECT 'done', (SELECT json_agg(json_build_array(e.id, e.rev - 1))::text FROM ended e), (SELECT count(*) FROM told),
-    NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
+SELECT 'done', (SELECT json_agg(json_build_array(e.id, e.rev - 1))::text FROM ended e),
+    (SELECT count(*) FROM told), (SELECT count(*) FROM reserved),
+    NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL

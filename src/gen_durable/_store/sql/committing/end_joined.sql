@@ -38,4 +38,6 @@ SELECT j.id, -1, j.lane FROM joined j WHERE j.status = 0
 UNION ALL
 SELECT count(*), -2, NULL FROM told HAVING count(*) > 0
 UNION ALL
+SELECT count(*), -5, NULL FROM reserved HAVING count(*) > 0
+UNION ALL
 SELECT count(*), -3, NULL FROM knocked HAVING count(*) > 0
