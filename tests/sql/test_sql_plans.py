@@ -26,7 +26,7 @@ BATCH = 100
 WATCHED = re.compile(r"(instances|finished|transitions|signals)")
 BIG = 31  # waits for two hundred thousand children
 
-ME, OTHER, DEAD, ORPHAN = 7, 8, 9, 10
+ME, OTHER, DEAD, ORPHAN, HOLDER = 7, 8, 9, 10, 11  # HOLDER's claims hold keys for which others wait
 # Of 20 rows: 7 scheduled on an urgent priority, 4 await a signal and 2 children, 5 executing, 2 ready; every 20th has a
 # key, and all that are 3 modulo 5, among them the claims of ME, are BIG's.
 LOAD = f"""
@@ -49,6 +49,11 @@ SELECT
     CASE WHEN n % 5 = 3 THEN {BIG} END, CASE WHEN n % 5 = 3 THEN 1 END,
     CASE WHEN n % 20 BETWEEN 11 AND 12 THEN 1 END, CASE WHEN n % 20 BETWEEN 11 AND 12 THEN {ROWS // 5} END
 FROM generate_series(1, {ROWS}) n;
+INSERT INTO {{schema}}.instances (id, due_at, inserted_at, updated_at, lane, worker, status, step, gate, line, state)
+SELECT 3 * {ROWS} + n, now(), now(), now(), 1,
+    CASE WHEN n <= {BATCH} THEN {HOLDER} END, CASE WHEN n <= {BATCH} THEN 2 ELSE 5 END, 's',
+    'cg' || n % {2 * BATCH}, 'cg' || n % {2 * BATCH}, '{{}}'
+FROM generate_series(1, {ROWS // 10}) n;
 INSERT INTO {{schema}}.instances (id, due_at, inserted_at, updated_at, lane, status, step, key, scope, state)
 SELECT 2 * {ROWS} + n, CASE WHEN n % 100 = 1 THEN now() ELSE now() + interval '1 day' END, now(), now(), 1, 9, 's',
     'f' || n, 1 << 6, '{{}}'
@@ -106,6 +111,8 @@ def calls(mine: list[tuple[int, int]]) -> list[Call]:
     }
     alone = {"id": mine[0][0], "rev": mine[0][1], "worker": ME, "mark": None, "state": None, "ran": "one", "tried": 0,
              "took": 0.1}  # fmt: skip
+    places = [{"lane": lane, "pool": 0, "room": BATCH} for lane in (1, 2)]
+    ends = {"worker": ME, "pools": encode(places), "most": 1000, "report": False}
     family = {"instances_parent", "finished_parent"}
     id_, key = {"finished_id", "instances_pkey"}, {"finished_key", "instances_key"}
     return [
@@ -116,6 +123,15 @@ def calls(mine: list[tuple[int, int]]) -> list[Call]:
         Call("commit of all kinds", "committing/commit",
              {"worker": ME, "outcomes": encode(batch), "first": encode(first), "wake": ["q"]},
              {"instances_pkey", "signals_pkey"}, 9 * BATCH, 20000),
+        Call("ends", "committing/end", ends | {"outcomes": encode([outcome(*claim, 2) for claim in mine[:BATCH]])},
+             {"instances_pkey", "signals_pkey"}, 3 * BATCH, 4000),
+        Call("ends that hand slots on", "committing/end",
+             ends | {"worker": HOLDER, "outcomes": encode([outcome(3 * ROWS + n, 0, 2) for n in range(1, BATCH + 1)])},
+             {"instances_pkey", "instances_line"}, 5 * BATCH, 8000),
+        Call("ends of children", "committing/end_joined",
+             {"worker": ME, "outcomes": encode([outcome(*claim, 2) for claim in mine[:BATCH]]), "first": encode([BIG])},
+             {"instances_pkey", "signals_pkey"}, 4 * BATCH, 4000),
+        Call("busy", "committing/busy", {"ids": encode(ids)}, {"instances_pkey"}, 4 * BATCH, 3000),
         Call("end alone", "committing/end_alone", alone | {"result": "1", "keep": 60.0}, {"instances_pkey"}, 1, 60),
         Call("go on alone", "committing/go_on_alone",
              alone | {"step": "two", "error": None, "kind": 0, "history": 1}, {"instances_pkey"}, 1, 60),
@@ -166,6 +182,8 @@ POOLED = {
     "claiming/claim",
     "claiming/release",
     "committing/commit",
+    "committing/end",
+    "committing/end_joined",
     "timing/promote",
     "claiming/mine",
     "workers/heartbeat",
@@ -278,7 +296,7 @@ async def empty_schema(stage: Stage) -> None:
     await stage.lane("q", "a")
     await stage.lane("q", "b")
     await stage.run("pruning/ensure")
-    for worker, seen in ((ME, -3600.0), (OTHER, -3600.0), (DEAD, 3600.0)):
+    for worker, seen in ((ME, -3600.0), (OTHER, -3600.0), (HOLDER, -3600.0), (DEAD, 3600.0)):
         await stage.register(worker, seen=seen)
     tables = await stage.ask(
         "SELECT oid::regclass::text FROM pg_class WHERE relnamespace = '{schema}'::regnamespace AND relkind = 'r'"

@@ -4,23 +4,13 @@
 -- Locks: the others FOR NO KEY UPDATE SKIP LOCKED, until the statement's end; it waits for none.
 -- Index: primary key.
 -- Guard: none; what it says may be otherwise a moment later, and then the commit says so again.
-WITH given AS MATERIALIZED (
-    SELECT DISTINCT g::bigint AS id FROM jsonb_array_elements_text(%(ids)s::jsonb) AS g
-),
-free AS MATERIALIZED (
-    SELECT i.id
-    FROM given g
-    JOIN {schema}.instances i ON i.id = ANY (ARRAY[g.id])
-    FOR NO KEY UPDATE OF i SKIP LOCKED
-)
--- Both lists meet by grouping: a join of them is a loop in a loop.
-SELECT u.id
-FROM (
-    SELECT i.id, 1 AS there, 0 AS free
-    FROM given g
-    JOIN {schema}.instances i ON i.id = ANY (ARRAY[g.id])
-    UNION ALL
-    SELECT f.id, 0, 1 FROM free f
-) u
-GROUP BY u.id
-HAVING max(u.there) = 1 AND max(u.free) = 0
+-- Plan: each id is looked up by itself: a subquery with a lock or a limit can't be joined the other way round.
+SELECT g.id::bigint
+FROM jsonb_array_elements_text(%(ids)s::jsonb) AS g (id)
+CROSS JOIN LATERAL (
+    SELECT i.id FROM {schema}.instances i WHERE i.id = g.id::bigint LIMIT 1
+) there
+LEFT JOIN LATERAL (
+    SELECT i.id FROM {schema}.instances i WHERE i.id = g.id::bigint LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
+) free ON true
+WHERE free.id IS NULL
