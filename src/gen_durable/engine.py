@@ -73,7 +73,7 @@ class Engine(Client):
     statement_timeout         10                         Seconds after which a silent connection is given up
     prefetch                  500                        How many rows a queue holds at most beyond those that run
     threads                   64                         Threads for steps that are plain functions
-    pool_size                 4                          Connections of the client, besides the worker's four
+    pool_size                 4                          Connections of the client, besides the worker's six
     sessionmaker              None                       SQLAlchemy's, for the ``ctx.session`` of transactional steps
     transaction_pool_size     20                         Connections for transactional steps, and so how many of them
                                                          run at once

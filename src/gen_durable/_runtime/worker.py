@@ -50,8 +50,8 @@ POLL_UNHEARD = 0.5  # where notifications can't be received
 class Worker(Listener):
     """Runs steps until it is drained, declared dead, or cancelled.
 
-    Connections: one for claims, one for commits, one for the services, the control thread's, and the pruner's while it
-    works.
+    Connections: one for claims, two for commits, one for limits, one for the other services, the control thread's, and
+    the pruner's while it works.
     """
 
     def __init__(self, settings: Settings, url: str, sql: Catalog, hooks: Hooks, client: Any) -> None:
