@@ -11,7 +11,7 @@ from collections.abc import Callable
 from gen_durable._runtime.committer import Committer, Entry, Settled, fence
 from gen_durable._runtime.held import Held
 from gen_durable._runtime.link import LinkDown
-from gen_durable._runtime.record import Record
+from gen_durable._runtime.record import ON, Record
 from gen_durable._runtime.transaction import Transaction, state_of
 from gen_durable._store.transaction import CLAIM_LOST, MARK_LOST
 from gen_durable.errors import TransactionEnded
@@ -115,7 +115,7 @@ class Transactor:
     async def _unanswered(self, entry: Entry, error: Exception, started: float) -> None:
         """The connection broke, after the commit was sent perhaps: the row tells."""
         held = entry[0]
-        if await self._committer.look_up([entry]):
+        if await self._is_there(entry):
             self._committed(entry, started)
         elif await self._committer.still_ours(held):
             # Should the server yet carry out what it was sent, the fence refuses the next run's.
@@ -124,11 +124,18 @@ class Transactor:
         else:
             self._stale(entry, started)
 
+    async def _is_there(self, entry: Entry) -> bool:
+        """Whether an outcome was committed: this run's, or, in doubt, an earlier one's, which then is what counts."""
+        held, record = entry
+        if not await self._committer.look_up([entry]):
+            return False
+        return not held.doubt or record.op != ON or await self._committer.as_it_stands(held, record)
+
     async def _failed(self, entry: Entry, error: Exception, woke: bool, started: float) -> None:
         held = entry[0]
         state = state_of(error)
         if CLAIM_LOST in str(error) and state == "22P02":
-            if held.doubt and await self._committer.look_up([entry]):
+            if held.doubt and await self._is_there(entry):
                 self._committed(entry, started)  # the one before this, whose answer never came
             else:
                 self._stale(entry, started)
