@@ -9,13 +9,14 @@ from typing import Any, ClassVar
 
 import psycopg
 import pytest
-from engine_support import LONG, Build, Seen, Sql, ended, failure
+from engine_support import LONG, Build, Seen, Sql, ended, eventually, failure
 from psycopg import conninfo
-from sqlalchemy import BigInteger, Text, text
+from sqlalchemy import BigInteger, Text, event, text
 from sqlalchemy.engine import URL, create_engine
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
+from sqlalchemy.pool import NullPool
 from transactional_support import Notes
 
 from gen_durable import Await, Backoff, Context, Done, Job, Machine, Next, Spawn, job, step
@@ -257,6 +258,68 @@ async def test_a_sessionmaker_that_fails_is_an_error_of_the_step(build: Build, n
         assert (await failure(await engine.insert(Walk())))["type"].startswith("sqlalchemy.exc.")
         maker.kw["bind"] = working
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize("why", ["refused", "exhausted"])
+@pytest.mark.parametrize("driver", [*DRIVERS, "def"])
+async def test_a_step_waits_for_a_connection_that_is_not_to_be_had(
+    build: Build,
+    notes: Notes,
+    database_url: str,
+    migrated: str,
+    caplog: pytest.LogCaptureFixture,
+    driver: str,
+    why: str,
+) -> None:
+    """R5, R27: the server is away when a step's transaction is to begin, or all connections of SQLAlchemy's pool are in
+    use for longer than it waits: that is no error of the step."""
+    away = False
+
+    class Once(Job, transactional=True, max_attempts=1):
+        if driver == "def":
+
+            def run(self, ctx: Context) -> None:
+                ctx.session.add(Note(id=ctx.id, what="kept"))
+        else:
+
+            async def run(self, ctx: Context) -> None:  # type: ignore[misc]
+                ctx.session.add(Note(id=ctx.id, what="kept"))
+
+    def connecting(_dialect: Any, _record: Any, _given: Any, parameters: dict[str, Any]) -> None:
+        if away:
+            parameters["port"] = 1
+
+    async def told() -> bool:
+        return "a connection for step 'run'" in caplog.text
+
+    maker: Any
+    pool: Any = (
+        {"pool_size": 1, "max_overflow": 0, "pool_timeout": 0.05} if why == "exhausted" else {"poolclass": NullPool}
+    )
+    options = pool | in_schema(migrated)
+    async with contextlib.AsyncExitStack() as stack:
+        if driver == "def":
+            blocking = create_engine(url_of(database_url, "psycopg"), **options)
+            maker = sessionmaker(blocking)
+            stack.callback(blocking.dispose)
+        else:
+            database = create_async_engine(url_of(database_url, driver), **options)
+            blocking, maker = database.sync_engine, async_sessionmaker(database)
+            stack.push_async_callback(database.dispose)
+        event.listen(blocking, "do_connect", connecting)
+        engine = await stack.enter_async_context(build(Once, sessionmaker=maker))
+        async with contextlib.AsyncExitStack() as trouble:
+            if why == "exhausted" and driver == "def":
+                trouble.enter_context(blocking.connect())
+            elif why == "exhausted":
+                await trouble.enter_async_context(database.connect())
+            else:
+                away = True
+            handle = await engine.insert(Once())
+            await eventually(told)
+        away = False
+        await handle.result(timeout=LONG)
+    assert await notes.all() == ["kept"]
 
 
 # Given wrongly --------------------------------------------------------------------------------------
