@@ -66,7 +66,7 @@ class _Session(Transaction):
             raise
         except Exception as error:
             state = state_of(error)
-            if getattr(error, "connection_invalidated", False) or isinstance(error, TimeoutError):
+            if getattr(error, "connection_invalidated", False) or isinstance(error, TimeoutError) or _has_none(error):
                 self._broken = True
                 raise psycopg.OperationalError(str(error) or "no answer in time") from error
             if state == "25P02":
@@ -77,6 +77,12 @@ class _Session(Transaction):
             if not state:
                 raise
             raise _error_of(state)(str(getattr(error, "orig", error))) from error
+
+
+def _has_none(error: Exception) -> bool:
+    """Whether there was no connection to be had: the server did not let it in, or SQLAlchemy's pool is exhausted."""
+    orig = getattr(error, "orig", None)
+    return (isinstance(orig, psycopg.OperationalError) and not state_of(orig)) or getattr(error, "code", "") == "3o7r"
 
 
 def _error_of(state: str) -> type[psycopg.Error]:
