@@ -172,6 +172,31 @@ async def test_a_session_that_can_t_commit_leaves_nothing(
     assert await notes.all() == (["before"] if how in ("lost", "commit") else [])
 
 
+@pytest.mark.parametrize("more", [False, True], ids=["at once", "in the next transaction"])
+async def test_a_step_that_fails_behind_a_session_s_commit_is_not_run_again(
+    build: Build, notes: Notes, maker: Any, more: bool
+) -> None:
+    """R5: what it has committed would be applied twice. One that only rolls back and raises is retried, as ever."""
+
+    class Commits(Job, transactional=True, retry=Backoff(max_attempts=3, initial=0.0, jitter=False)):
+        async def run(self, ctx: Context) -> None:
+            ctx.session.add(Note(id=ctx.id, what=f"attempt {ctx.attempt}"))
+            if ctx.attempt == 0:
+                await ctx.session.rollback()
+            else:
+                await ctx.session.commit()
+                if more:
+                    await ctx.session.execute(text("SELECT 1"))
+            raise ValueError("no")
+
+    async with build(Commits, sessionmaker=maker) as engine:
+        handle = await engine.insert(Commits())
+        error = await failure(handle)
+        assert (await handle.get()).attempt == 1
+    assert "TransactionEnded" in error["type"]
+    assert await notes.all() == ["attempt 1"]
+
+
 async def test_a_session_shows_psycopg_s_connection_and_no_other(build: Build, notes: Notes, maker: Any) -> None:
     """Section 9: ctx.conn is the driver's connection where that is psycopg's, in the same transaction."""
 
