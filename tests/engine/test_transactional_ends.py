@@ -147,6 +147,28 @@ async def test_a_step_that_fails_behind_a_commit_of_its_own_is_not_run_again(
     assert await notes.all() == ["attempt 0"]
 
 
+@pytest.mark.parametrize("how", ["conn", "sql"])
+async def test_a_step_that_cancels_itself_in_its_transaction_is_told(
+    build: Build, notes: Notes, migrated: str, how: str
+) -> None:
+    """R3, R25: the cancel is rolled back with the outcome that it makes impossible: that is the step's error, and no
+    claim is left that nobody runs."""
+
+    class Cancels(Job, max_attempts=1, transactional=True):
+        async def run(self, ctx: Context) -> None:
+            await notes.add(ctx, "never")
+            if how == "conn":
+                await ctx.client.cancel(ctx.id, conn=ctx.conn)
+            else:
+                await ctx.conn.execute(f"SELECT {migrated}.cancel(%s::bigint)", (ctx.id,))
+
+    async with build(Cancels) as engine:
+        error = await failure(await engine.insert(Cancels()))
+    assert "TransactionError" in error["type"]
+    assert "has ended its own instance" in error["message"]
+    assert await notes.all() == []
+
+
 async def test_a_statement_that_is_not_at_its_end_is_told(build: Build, sql: Sql) -> None:
     """R5: a stream that was left open makes the connection unusable: it is closed, and the step gets an error."""
 
