@@ -14,7 +14,7 @@ from gen_durable._runtime.link import LinkDown
 from gen_durable._runtime.record import ON, Record
 from gen_durable._runtime.transaction import Transaction, state_of
 from gen_durable._store.transaction import CLAIM_LOST, MARK_LOST
-from gen_durable.errors import TransactionEnded
+from gen_durable.errors import TransactionEnded, TransactionError
 
 __all__ = ["RERUNS", "Transactor", "pause_before", "runs_again"]
 
@@ -137,6 +137,11 @@ class Transactor:
         if CLAIM_LOST in str(error) and state == "22P02":
             if held.doubt and await self._is_there(entry):
                 self._committed(entry, started)  # the one before this, whose answer never came
+            elif await self._committer.still_ours(held):  # now that it is rolled back
+                self._settled.refused(held, TransactionError(
+                    f"step {held.step!r} has ended its own instance in its transaction, by a cancel of it or of its "
+                    "parent: return Stop or raise Cancel for that, or cancel without conn="
+                ))  # fmt: skip
             else:
                 self._stale(entry, started)
         elif MARK_LOST in str(error) and state == "22P02":
