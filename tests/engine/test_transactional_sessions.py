@@ -15,7 +15,7 @@ from sqlalchemy import BigInteger, Text, event, text
 from sqlalchemy.engine import URL, create_engine
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 from sqlalchemy.pool import NullPool
 from transactional_support import Notes
 
@@ -195,6 +195,45 @@ async def test_a_step_that_fails_behind_a_session_s_commit_is_not_run_again(
         assert (await handle.get()).attempt == 1
     assert "TransactionEnded" in error["type"]
     assert await notes.all() == ["attempt 1"]
+
+
+@pytest.mark.parametrize("whose", ["session", "class"])
+async def test_a_hook_that_fails_behind_the_commit_changes_nothing(
+    build: Build, notes: Notes, maker: Any, caplog: pytest.LogCaptureFixture, whose: str
+) -> None:
+    """R1, R5: the outcome is there, so the instance goes on from it, at once; it is no error of the step."""
+    failed: list[str] = []
+
+    def hook(_session: Any) -> None:
+        raise ValueError("behind the commit")
+
+    class Walk(Machine):
+        @step(transactional=True)
+        async def first(self, ctx: Context) -> Next:
+            ctx.session.add(Note(id=ctx.id, what="kept"))
+            if whose == "session":
+                event.listen(ctx.session.sync_session, "after_commit", hook)
+            return Next(self.last)
+
+        @step
+        async def last(self, ctx: Context) -> Done:
+            return Done(1)
+
+        async def on_error(self, error: Exception, ctx: Context) -> Done:
+            failed.append(str(error))
+            return Done(2)
+
+    class Hooked(Session):
+        pass
+
+    if whose == "class":
+        event.listen(Hooked, "after_commit", hook)
+        maker.configure(sync_session_class=Hooked)
+    async with build(Walk, sessionmaker=maker, lease=60.0) as engine:
+        assert await (await engine.insert(Walk())).result(timeout=LONG) == 1
+    assert failed == []
+    assert await notes.all() == ["kept"]
+    assert "its transaction is committed, and then: behind the commit" in caplog.text
 
 
 async def test_a_session_shows_psycopg_s_connection_and_no_other(build: Build, notes: Notes, maker: Any) -> None:
