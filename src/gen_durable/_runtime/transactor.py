@@ -151,6 +151,9 @@ class Transactor:
             ))  # fmt: skip
         elif held.reruns < RERUNS and (_is_passing(state) or (woke and state == "54000")):
             self._again(held, error)
+        elif not state and await self._is_there(entry):  # a hook of the session's, behind its commit
+            log.warning("instance %d, step %r: its transaction is committed, and then: %s", held.id, held.step, error)
+            self._committed(entry, started)
         else:
             self._settled.refused(held, error)
 
