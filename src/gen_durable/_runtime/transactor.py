@@ -13,6 +13,7 @@ from gen_durable._runtime.held import Held
 from gen_durable._runtime.link import LinkDown
 from gen_durable._runtime.record import ON, Record
 from gen_durable._runtime.transaction import Transaction, state_of
+from gen_durable._store.inserting import LaneGone
 from gen_durable._store.transaction import CLAIM_LOST, MARK_LOST
 from gen_durable.errors import TransactionEnded, TransactionError
 
@@ -149,7 +150,11 @@ class Transactor:
                 f"step {held.step!r} has ended its transaction and begun another: what it did before may be committed "
                 "without its outcome, so it is not run again; leave the end of the transaction to the engine"
             ))  # fmt: skip
-        elif held.reruns < RERUNS and (_is_passing(state) or (woke and state == "54000")):
+        elif held.reruns < RERUNS and (
+            _is_passing(state)
+            or (woke and state == "54000")
+            or isinstance(error, LaneGone)  # of a child's: younger than the snapshot that the step has asked for
+        ):
             self._again(held, error)
         elif not state and await self._is_there(entry):  # a hook of the session's, behind its commit
             log.warning("instance %d, step %r: its transaction is committed, and then: %s", held.id, held.step, error)
