@@ -106,6 +106,21 @@ async def test_a_session_s_writes_commit_with_every_outcome(build: Build, notes:
     assert await notes.all() == sorted(["first", "parks", "spawns", "last"] * 2)
 
 
+async def test_a_session_whose_connection_streams_its_rows(build: Build, notes: Notes, maker: Any) -> None:
+    """R5: that is for the step's own reading; the outcome is no statement for a cursor of the server's."""
+
+    @job(transactional=True)
+    async def streams(ctx: Context) -> int:
+        ctx.session.add(Note(id=ctx.id, what="kept"))
+        await ctx.session.flush()
+        await (await ctx.session.connection()).execution_options(stream_results=True)
+        return 1
+
+    async with build(streams, sessionmaker=maker) as engine:
+        assert await (await engine.insert(streams.bind())).result(timeout=LONG) == 1
+    assert await notes.all() == ["kept"]
+
+
 async def test_an_error_rolls_a_session_back(build: Build, notes: Notes, sql: Sql, maker: Any) -> None:
     """R5: the step's own error, and one of the flush that the engine makes."""
 
