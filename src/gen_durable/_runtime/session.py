@@ -15,7 +15,7 @@ import psycopg
 
 from gen_durable._runtime.transaction import ENDED, Home, Transaction, state_of
 from gen_durable._store.operation import Request, Row
-from gen_durable._store.rendering import Rendered, dollar, named
+from gen_durable._store.rendering import WHOLE, Rendered, dollar, named
 from gen_durable._store.transaction import milliseconds
 from gen_durable.errors import ConfigurationError, TransactionEnded, TransactionError
 
@@ -135,7 +135,7 @@ class SessionTransaction(_Session):
     async def _run(self, request: Request) -> list[Row]:
         text, parameters = self._render(request)
         async with self._bounded():
-            result = await (await self.session.connection()).exec_driver_sql(text, parameters)
+            result = await (await self.session.connection()).exec_driver_sql(text, parameters, execution_options=WHOLE)
             return [tuple(row) for row in result.fetchall()] if result.returns_rows else []
 
     async def _commit(self) -> None:
@@ -236,7 +236,7 @@ class ThreadSessionTransaction(_Session):
         text, parameters = self._render(request)
 
         def work() -> list[Row]:
-            result = self.session.connection().exec_driver_sql(text, parameters)
+            result = self.session.connection().exec_driver_sql(text, parameters, execution_options=WHOLE)
             return [tuple(row) for row in result.fetchall()] if result.returns_rows else []
 
         return await self._in_thread(work)
