@@ -54,6 +54,9 @@ class Outbox(Protocol):
     def again(self, held: Held, delay: float) -> None:
         """The step is to run again, in so many seconds."""
 
+    async def overtaken(self, held: Held) -> bool:
+        """Whether an earlier run's commit, whose answer never came, is there after all: then this run is of no account."""
+
 
 class Executor:
     """Runs steps for one worker."""
@@ -147,7 +150,7 @@ class Executor:
             if again:
                 log.info("instance %d, step %r runs again: %s", held.id, held.step, str(error).strip())
                 self._outbox.again(held, pause_before(held))
-            else:
+            elif not held.doubt or not await self._outbox.overtaken(held):
                 self._hand_over(held, await self._failed(held, step, error), started, error)
         else:
             self._hand_over(held, record, started, None, transaction)
