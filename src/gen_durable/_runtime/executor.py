@@ -55,7 +55,8 @@ class Outbox(Protocol):
         """The step is to run again, in so many seconds."""
 
     async def overtaken(self, held: Held) -> bool:
-        """Whether an earlier run's commit, whose answer never came, is there after all: then this run is of no account."""
+        """Whether an earlier run's commit, without an answer, is there after all: then this run is of no account."""
+        raise NotImplementedError
 
 
 class Executor:
