@@ -11,6 +11,8 @@ import sqlalchemy as sa
 from conn_kinds import KINDS, Call, Caller, elsewhere, lend, sa_url
 from engine_support import LONG, Build, Seen, Sql, eventually
 from sqlalchemy import orm
+from sqlalchemy.ext import asyncio as asa
+from sqlalchemy.pool import NullPool
 
 from gen_durable import Await, BulkItem, Context, Done, Engine, Handle, Machine, job, step
 
@@ -196,3 +198,26 @@ async def test_a_rolled_back_insert_wakes_nobody_and_leaves_the_worker_as_it_was
         assert len(steps.all) == 1
         assert engine._worker is not None
         assert all(queue.load == 0 and queue.expected == 0 for queue in engine._worker.queues.values())
+
+
+@pytest.mark.parametrize("options", [{"stream_results": True}, {"yield_per": 10}], ids=["stream_results", "yield_per"])
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg", "psycopg2"])
+async def test_a_sqlalchemy_engine_that_streams_its_rows(
+    database_url: str, build: Build, driver: str, options: dict[str, Any]
+) -> None:
+    """R20: set up in any way: what is meant for reading, a cursor of the server's, is not used."""
+    async with build(plain).client() as engine:
+        items = [BulkItem(plain.bind(n=n), key=f"k{n}") for n in range(2)]
+        if driver == "psycopg2":
+            blocking = sa.create_engine(sa_url(database_url, driver), poolclass=NullPool, execution_options=options)
+            with orm.Session(blocking) as plain_session:
+                await engine.insert_many(items, conn=plain_session)
+                await engine.cancel("k1", conn=plain_session)
+                plain_session.commit()
+        else:
+            made = asa.create_async_engine(sa_url(database_url, driver), poolclass=NullPool, execution_options=options)
+            async with asa.AsyncSession(made) as session:
+                await engine.insert_many(items, conn=session)
+                await engine.cancel("k1", conn=session)
+                await session.commit()
+        assert sorted(each.status for each in (await engine.list()).items) == ["cancelled", "runnable"]

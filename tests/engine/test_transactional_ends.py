@@ -9,7 +9,7 @@ import pytest
 from engine_support import Build, Sql, failure, moment
 from transactional_support import Notes, idle_backends
 
-from gen_durable import Context, Job, job
+from gen_durable import Backoff, Context, Job, job
 
 WORDS = [
     "COMMIT",
@@ -119,6 +119,54 @@ async def test_a_transaction_that_was_ended_behind_our_back_is_found_out(
     assert "TransactionEnded" in error["type"]
     assert "has ended its transaction" in error["message"]
     assert await notes.all() == ["before"]
+
+
+@pytest.mark.parametrize("is_async", [True, False], ids=["async", "def"])
+async def test_a_step_that_fails_behind_a_commit_of_its_own_is_not_run_again(
+    build: Build, notes: Notes, is_async: bool
+) -> None:
+    """R5: what it has committed would be applied twice by its retry; on_error would not know of it."""
+
+    class OnTheLoop(Job, transactional=True, retry=Backoff(max_attempts=3, initial=0.0, jitter=False)):
+        async def run(self, ctx: Context) -> None:
+            await notes.add(ctx, f"attempt {ctx.attempt}")
+            await ctx.conn.execute("/* sly */ COMMIT")
+            raise ValueError("too late")
+
+    class InAThread(Job, transactional=True, retry=Backoff(max_attempts=3, initial=0.0, jitter=False)):
+        def run(self, ctx: Context) -> None:
+            ctx.conn.execute(notes.insert, (ctx.id, f"attempt {ctx.attempt}"))
+            ctx.conn.execute("/* sly */ COMMIT")
+            raise ValueError("too late")
+
+    tried = OnTheLoop if is_async else InAThread
+    async with build(tried) as engine:
+        error = await failure(await engine.insert(tried()))
+    assert "TransactionEnded" in error["type"]
+    assert "ValueError: too late" in error["message"]
+    assert await notes.all() == ["attempt 0"]
+
+
+@pytest.mark.parametrize("how", ["conn", "sql"])
+async def test_a_step_that_cancels_itself_in_its_transaction_is_told(
+    build: Build, notes: Notes, migrated: str, how: str
+) -> None:
+    """R3, R25: the cancel is rolled back with the outcome that it makes impossible: that is the step's error, and no
+    claim is left that nobody runs."""
+
+    class Cancels(Job, max_attempts=1, transactional=True):
+        async def run(self, ctx: Context) -> None:
+            await notes.add(ctx, "never")
+            if how == "conn":
+                await ctx.client.cancel(ctx.id, conn=ctx.conn)
+            else:
+                await ctx.conn.execute(f"SELECT {migrated}.cancel(%s::bigint)", (ctx.id,))
+
+    async with build(Cancels) as engine:
+        error = await failure(await engine.insert(Cancels()))
+    assert "TransactionError" in error["type"]
+    assert "has ended its own instance" in error["message"]
+    assert await notes.all() == []
 
 
 async def test_a_statement_that_is_not_at_its_end_is_told(build: Build, sql: Sql) -> None:

@@ -366,3 +366,98 @@ async def test_a_session_that_the_server_ends_costs_a_run_and_no_attempt(
             assert await (await engine.insert(cut.bind())).result(timeout=LONG) != pid
     assert runs == [0, 0]
     assert await notes.all() == (["1", "2"] if when == "at rest" else ["2"])
+
+
+@pytest.mark.parametrize("is_async", [True, False], ids=["async", "def"])
+async def test_a_commit_that_comes_late_decides_what_the_next_step_gets(
+    build: Build, notes: Notes, sql: Sql, database_url: str, migrated: str, is_async: bool
+) -> None:
+    """R3, R5: the first run's commit waits for the row's lock (seen in pg_stat_activity) until its connection is given
+    up, and takes effect when the second run is on its way: the next step gets the state that is committed, the first
+    run's, with its SQL; the second run's goes with its SQL."""
+    runs: list[int] = []
+
+    class Walk(Machine):
+        n: int = 0
+
+        if is_async:
+
+            @step(transactional=True)
+            async def first(self, ctx: Context) -> Next:
+                runs.append(ctx.attempt)
+                self.n = len(runs)
+                await notes.add(ctx, f"run {self.n}")
+                return Next(self.last)
+        else:
+
+            @step(transactional=True)
+            def first(self, ctx: Context) -> Next:  # type: ignore[misc]
+                runs.append(ctx.attempt)
+                self.n = len(runs)
+                ctx.conn.execute(notes.insert, (ctx.id, f"run {self.n}"))
+                return Next(self.last)
+
+        @step
+        async def last(self, ctx: Context) -> Done:
+            return Done(f"run {self.n}")
+
+    async def ran_twice() -> bool:
+        return len(runs) > 1
+
+    engine = build(Walk, statement_timeout=0.5)
+    waiting = "SELECT 1 FROM pg_stat_activity WHERE application_name = %s AND wait_event_type = 'Lock'"
+    async with engine, await psycopg.AsyncConnection.connect(database_url) as locker:
+        async with await psycopg.AsyncConnection.connect(database_url) as gate:
+            await gate.execute(f"LOCK TABLE {notes.table} IN EXCLUSIVE MODE".encode())
+            handle = await engine.insert(Walk())
+            await eventually(lambda: sql(waiting, stepping(engine)))
+            await locker.execute(f"SELECT 1 FROM {migrated}.instances FOR UPDATE".encode())
+        await eventually(ran_twice)
+        await locker.commit()
+        result = await handle.result(timeout=LONG)
+    assert runs[:2] == [0, 0]
+    assert result == "run 1"
+    assert await notes.all() == ["run 1"]
+
+
+async def test_a_commit_that_comes_late_is_no_error_of_the_run_that_meets_its_rows(
+    build: Build, notes: Notes, sql: Sql, database_url: str, migrated: str
+) -> None:
+    """R3, R5: the second run's SQL waits for the first's row, and fails when that is committed after all: the step is
+    done, so on_error hears nothing, and the instance goes on at once."""
+    runs: list[int] = []
+    failed: list[Exception] = []
+
+    class Walk(Machine):
+        @step(transactional=True)
+        async def first(self, ctx: Context) -> Next:
+            runs.append(ctx.attempt)
+            await notes.add(ctx, f"run {len(runs)}")
+            return Next(self.last)
+
+        @step
+        async def last(self, ctx: Context) -> Done:
+            return Done("last")
+
+        async def on_error(self, error: Exception, ctx: Context) -> Done:
+            failed.append(error)
+            return Done("handled")
+
+    await sql(f"ALTER TABLE {notes.table} ADD PRIMARY KEY (id)")
+    engine = build(Walk, statement_timeout=0.5, lease=60.0)
+    waiting = "SELECT 1 FROM pg_stat_activity WHERE application_name = %s AND wait_event_type = 'Lock'"
+
+    async def meets_it() -> bool:
+        return len(runs) > 1 and len(await sql(waiting, stepping(engine))) > 1
+
+    async with engine, await psycopg.AsyncConnection.connect(database_url) as locker:
+        async with await psycopg.AsyncConnection.connect(database_url) as gate:
+            await gate.execute(f"LOCK TABLE {notes.table} IN EXCLUSIVE MODE".encode())
+            handle = await engine.insert(Walk())
+            await eventually(lambda: sql(waiting, stepping(engine)))
+            await locker.execute(f"SELECT 1 FROM {migrated}.instances FOR UPDATE".encode())
+        await eventually(meets_it)
+        await locker.commit()
+        assert await handle.result(timeout=LONG) == "last"
+    assert failed == []
+    assert await notes.all() == ["run 1"]

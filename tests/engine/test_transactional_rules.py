@@ -164,3 +164,35 @@ async def test_hooks_and_history_tell_of_it_as_of_any_step(build: Build, notes: 
     assert [(event.step, event.outcome) for event in steps.all] == [("first", "next"), ("second", "done")]
     assert [(event.size, event.stale) for event in commits.all] == [(1, 0), (1, 0)]
     assert [(entry.step, entry.outcome) for entry in history] == [("first", "next"), ("second", "done")]
+
+
+@pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
+async def test_a_child_s_lane_that_is_younger_than_the_snapshot_costs_a_run(
+    build: Build, notes: Notes, level: str
+) -> None:
+    """R5, R8: the first use of a queue is committed apart, and the step's snapshot is from before: no fault of the
+    step's, which runs again, without spending an attempt."""
+    runs: list[int] = []
+
+    class Leaf(Machine):
+        @step
+        async def only(self, ctx: Context) -> Done:
+            return Done()
+
+    class Parent(Machine, transactional=True):
+        @step
+        async def start(self, ctx: Context) -> Spawn:
+            runs.append(ctx.attempt)
+            await ctx.conn.execute(f"SET TRANSACTION ISOLATION LEVEL {level}")
+            await notes.add(ctx, "kept")
+            return Spawn([child(Leaf(), queue="young")], then=self.last)
+
+        @step
+        async def last(self, ctx: Context) -> Done:
+            return Done([each.status for each in ctx.children])
+
+    async with build(Parent, Leaf, queues={"default": 5, "young": 5}) as engine:
+        assert await (await engine.insert(Parent())).result(timeout=LONG) == ["done"]
+    assert len(runs) > 1
+    assert not any(runs)
+    assert await notes.all() == ["kept"]

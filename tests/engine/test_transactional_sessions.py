@@ -9,13 +9,14 @@ from typing import Any, ClassVar
 
 import psycopg
 import pytest
-from engine_support import LONG, Build, Seen, Sql, ended, failure
+from engine_support import LONG, Build, Seen, Sql, ended, eventually, failure
 from psycopg import conninfo
-from sqlalchemy import BigInteger, Text, text
+from sqlalchemy import BigInteger, Text, event, text
 from sqlalchemy.engine import URL, create_engine
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+from sqlalchemy.pool import NullPool
 from transactional_support import Notes
 
 from gen_durable import Await, Backoff, Context, Done, Job, Machine, Next, Spawn, job, step
@@ -105,6 +106,21 @@ async def test_a_session_s_writes_commit_with_every_outcome(build: Build, notes:
     assert await notes.all() == sorted(["first", "parks", "spawns", "last"] * 2)
 
 
+async def test_a_session_whose_connection_streams_its_rows(build: Build, notes: Notes, maker: Any) -> None:
+    """R5: that is for the step's own reading; the outcome is no statement for a cursor of the server's."""
+
+    @job(transactional=True)
+    async def streams(ctx: Context) -> int:
+        ctx.session.add(Note(id=ctx.id, what="kept"))
+        await ctx.session.flush()
+        await (await ctx.session.connection()).execution_options(stream_results=True)
+        return 1
+
+    async with build(streams, sessionmaker=maker) as engine:
+        assert await (await engine.insert(streams.bind())).result(timeout=LONG) == 1
+    assert await notes.all() == ["kept"]
+
+
 async def test_an_error_rolls_a_session_back(build: Build, notes: Notes, sql: Sql, maker: Any) -> None:
     """R5: the step's own error, and one of the flush that the engine makes."""
 
@@ -169,6 +185,70 @@ async def test_a_session_that_can_t_commit_leaves_nothing(
             error = await failure(handle)
             assert ("TransactionEnded" if how == "commit" else "TransactionError") in error["type"]
     assert await notes.all() == (["before"] if how in ("lost", "commit") else [])
+
+
+@pytest.mark.parametrize("more", [False, True], ids=["at once", "in the next transaction"])
+async def test_a_step_that_fails_behind_a_session_s_commit_is_not_run_again(
+    build: Build, notes: Notes, maker: Any, more: bool
+) -> None:
+    """R5: what it has committed would be applied twice. One that only rolls back and raises is retried, as ever."""
+
+    class Commits(Job, transactional=True, retry=Backoff(max_attempts=3, initial=0.0, jitter=False)):
+        async def run(self, ctx: Context) -> None:
+            ctx.session.add(Note(id=ctx.id, what=f"attempt {ctx.attempt}"))
+            if ctx.attempt == 0:
+                await ctx.session.rollback()
+            else:
+                await ctx.session.commit()
+                if more:
+                    await ctx.session.execute(text("SELECT 1"))
+            raise ValueError("no")
+
+    async with build(Commits, sessionmaker=maker) as engine:
+        handle = await engine.insert(Commits())
+        error = await failure(handle)
+        assert (await handle.get()).attempt == 1
+    assert "TransactionEnded" in error["type"]
+    assert await notes.all() == ["attempt 1"]
+
+
+@pytest.mark.parametrize("whose", ["session", "class"])
+async def test_a_hook_that_fails_behind_the_commit_changes_nothing(
+    build: Build, notes: Notes, maker: Any, caplog: pytest.LogCaptureFixture, whose: str
+) -> None:
+    """R1, R5: the outcome is there, so the instance goes on from it, at once; it is no error of the step."""
+    failed: list[str] = []
+
+    def hook(_session: Any) -> None:
+        raise ValueError("behind the commit")
+
+    class Walk(Machine):
+        @step(transactional=True)
+        async def first(self, ctx: Context) -> Next:
+            ctx.session.add(Note(id=ctx.id, what="kept"))
+            if whose == "session":
+                event.listen(ctx.session.sync_session, "after_commit", hook)
+            return Next(self.last)
+
+        @step
+        async def last(self, ctx: Context) -> Done:
+            return Done(1)
+
+        async def on_error(self, error: Exception, ctx: Context) -> Done:
+            failed.append(str(error))
+            return Done(2)
+
+    class Hooked(Session):
+        pass
+
+    if whose == "class":
+        event.listen(Hooked, "after_commit", hook)
+        maker.configure(sync_session_class=Hooked)
+    async with build(Walk, sessionmaker=maker, lease=60.0) as engine:
+        assert await (await engine.insert(Walk())).result(timeout=LONG) == 1
+    assert failed == []
+    assert await notes.all() == ["kept"]
+    assert "its transaction is committed, and then: behind the commit" in caplog.text
 
 
 async def test_a_session_shows_psycopg_s_connection_and_no_other(build: Build, notes: Notes, maker: Any) -> None:
@@ -257,6 +337,68 @@ async def test_a_sessionmaker_that_fails_is_an_error_of_the_step(build: Build, n
         assert (await failure(await engine.insert(Walk())))["type"].startswith("sqlalchemy.exc.")
         maker.kw["bind"] = working
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize("why", ["refused", "exhausted"])
+@pytest.mark.parametrize("driver", [*DRIVERS, "def"])
+async def test_a_step_waits_for_a_connection_that_is_not_to_be_had(
+    build: Build,
+    notes: Notes,
+    database_url: str,
+    migrated: str,
+    caplog: pytest.LogCaptureFixture,
+    driver: str,
+    why: str,
+) -> None:
+    """R5, R27: the server is away when a step's transaction is to begin, or all connections of SQLAlchemy's pool are in
+    use for longer than it waits: that is no error of the step."""
+    away = False
+
+    class Once(Job, transactional=True, max_attempts=1):
+        if driver == "def":
+
+            def run(self, ctx: Context) -> None:
+                ctx.session.add(Note(id=ctx.id, what="kept"))
+        else:
+
+            async def run(self, ctx: Context) -> None:  # type: ignore[misc]
+                ctx.session.add(Note(id=ctx.id, what="kept"))
+
+    def connecting(_dialect: Any, _record: Any, _given: Any, parameters: dict[str, Any]) -> None:
+        if away:
+            parameters["port"] = 1
+
+    async def told() -> bool:
+        return "a connection for step 'run'" in caplog.text
+
+    maker: Any
+    pool: Any = (
+        {"pool_size": 1, "max_overflow": 0, "pool_timeout": 0.05} if why == "exhausted" else {"poolclass": NullPool}
+    )
+    options = pool | in_schema(migrated)
+    async with contextlib.AsyncExitStack() as stack:
+        if driver == "def":
+            blocking = create_engine(url_of(database_url, "psycopg"), **options)
+            maker = sessionmaker(blocking)
+            stack.callback(blocking.dispose)
+        else:
+            database = create_async_engine(url_of(database_url, driver), **options)
+            blocking, maker = database.sync_engine, async_sessionmaker(database)
+            stack.push_async_callback(database.dispose)
+        event.listen(blocking, "do_connect", connecting)
+        engine = await stack.enter_async_context(build(Once, sessionmaker=maker))
+        async with contextlib.AsyncExitStack() as trouble:
+            if why == "exhausted" and driver == "def":
+                trouble.enter_context(blocking.connect())
+            elif why == "exhausted":
+                await trouble.enter_async_context(database.connect())
+            else:
+                away = True
+            handle = await engine.insert(Once())
+            await eventually(told)
+        away = False
+        await handle.result(timeout=LONG)
+    assert await notes.all() == ["kept"]
 
 
 # Given wrongly --------------------------------------------------------------------------------------

@@ -136,6 +136,7 @@ def calls(mine: list[tuple[int, int]]) -> list[Call]:
         Call("go on alone", "committing/go_on_alone",
              alone | {"step": "two", "error": None, "kind": 0, "history": 1}, {"instances_pkey"}, 1, 60),
         Call("locate", "committing/locate", {"ids": encode(ids)}, id_, 3 * BATCH, 5000),
+        Call("stands", "committing/stands", {"id": ids[0], "rev": 0, "worker": ME}, {"instances_pkey"}, 1, 60),
         Call("release", "claiming/release", {"worker": ME, "claims": encode(claims)}, {"instances_pkey"}, BATCH, 3000),
         Call("mine", "claiming/mine", {"worker": ME}, {"instances_claims"}, 500, 1200),
         Call("promote", "timing/promote", {"batch": BATCH}, {"instances_timers", "instances_pkey"}, 3 * BATCH, 4000),

@@ -243,6 +243,18 @@ class Committer:
             there.update(await self._ask(self._sql["committing/noted"].bind(worker=self._worker, claims=claims)))
         return there
 
+    async def as_it_stands(self, held: Held, record: Record) -> bool:
+        """Has an outcome say what the row that went on holds: it may be an earlier run's, whose answer never came.
+
+        Answers whether the row still is this claim's.
+        """
+        rows = await self._ask(self._sql["committing/stands"].bind(id=held.id, rev=held.rev + 1, worker=self._worker))
+        if not rows:
+            return False
+        step, state, record.gate, record.rate = rows[0]
+        record.step, record.state, record.limits, held.values = step, msgspec.Raw(state), True, None
+        return True
+
     async def still_ours(self, held: Held) -> bool:
         """Whether a row is as its claim has it."""
         rows = await self._ask(self._sql["committing/locate"].bind(ids=f"[{held.id}]"))

@@ -19,7 +19,7 @@ from gen_durable._runtime.held import Held, InboxRow
 from gen_durable._runtime.isolate import isolated
 from gen_durable._runtime.needs import Needs
 from gen_durable._runtime.record import BACK, END, JOIN, ON, WAIT, Record, error_json, reason_json
-from gen_durable._runtime.transaction import Transaction
+from gen_durable._runtime.transaction import ENDED, Transaction
 from gen_durable._runtime.transactions import Transactions
 from gen_durable._runtime.transactor import pause_before, runs_again
 from gen_durable.codec import encode_value
@@ -53,6 +53,10 @@ class Outbox(Protocol):
 
     def again(self, held: Held, delay: float) -> None:
         """The step is to run again, in so many seconds."""
+
+    async def overtaken(self, held: Held) -> bool:
+        """Whether an earlier run's commit, without an answer, is there after all: then this run is of no account."""
+        raise NotImplementedError
 
 
 class Executor:
@@ -139,12 +143,15 @@ class Executor:
             if isinstance(error, KeyboardInterrupt | GeneratorExit) or _is_ours(held, error):
                 self._transactions.abandon(transaction)
                 raise
-            again = runs_again(held, error, transaction)
+            ended = transaction.ended and not isinstance(error, TransactionEnded)
+            again = not ended and runs_again(held, error, transaction)
             await self._transactions.undo(transaction)
+            if ended:
+                error = _ended(error)
             if again:
                 log.info("instance %d, step %r runs again: %s", held.id, held.step, str(error).strip())
                 self._outbox.again(held, pause_before(held))
-            else:
+            elif not held.doubt or not await self._outbox.overtaken(held):
                 self._hand_over(held, await self._failed(held, step, error), started, error)
         else:
             self._hand_over(held, record, started, None, transaction)
@@ -469,6 +476,13 @@ class Executor:
     def max_crashes(self, spec: MachineSpec) -> int:
         """How many deaths of workers in one step fail an instance."""
         return self._settings.max_crashes if spec.max_crashes is None else spec.max_crashes
+
+
+def _ended(error: BaseException) -> TransactionEnded:
+    """The error of a step that has failed when it had ended its transaction: it must not run again."""
+    ended = TransactionEnded(f"{ENDED}. It then failed: {type(error).__name__}: {error}")
+    ended.__cause__ = error
+    return ended
 
 
 def _is_ours(held: Held, error: BaseException) -> bool:

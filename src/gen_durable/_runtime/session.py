@@ -6,17 +6,18 @@ import asyncio
 import contextlib
 import os
 import socket
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Protocol, TypeVar
 
 import psycopg
 
-from gen_durable._runtime.transaction import Home, Transaction, state_of
+from gen_durable._runtime.transaction import ENDED, Home, Transaction, state_of
 from gen_durable._store.operation import Request, Row
-from gen_durable._store.rendering import Rendered, dollar, named
+from gen_durable._store.rendering import WHOLE, Rendered, dollar, named
 from gen_durable._store.transaction import milliseconds
-from gen_durable.errors import ConfigurationError, TransactionError
+from gen_durable.errors import ConfigurationError, TransactionEnded, TransactionError
 
 __all__ = ["SessionHome", "SessionTransaction", "ThreadSessionTransaction", "verify"]
 
@@ -37,11 +38,26 @@ class _Session(Transaction):
         self._maker = maker
         self._render: Callable[[Request], Rendered] = named
         self._broken = False
+        self._commits: list[object] = []  # of the step's own
 
     @property
     def broken(self) -> bool:
         """Whether its connection is of no more use."""
         return self._broken
+
+    @property
+    def ended(self) -> bool:
+        """Whether the step has committed it; a rollback of the step's leaves nothing behind."""
+        return bool(self._commits)
+
+    def _watch(self, session: Any) -> None:
+        """Notes commits."""
+        commits = self._commits
+        sys.modules["sqlalchemy.event"].listen(session, "after_commit", lambda _: commits.append(None))
+
+    def _check(self) -> None:
+        if self._commits:
+            raise TransactionEnded(ENDED)
 
     def _opening(self) -> Request:
         idle = milliseconds(self.home.idle)
@@ -66,7 +82,7 @@ class _Session(Transaction):
             raise
         except Exception as error:
             state = state_of(error)
-            if getattr(error, "connection_invalidated", False) or isinstance(error, TimeoutError):
+            if getattr(error, "connection_invalidated", False) or isinstance(error, TimeoutError) or _has_none(error):
                 self._broken = True
                 raise psycopg.OperationalError(str(error) or "no answer in time") from error
             if state == "25P02":
@@ -77,6 +93,12 @@ class _Session(Transaction):
             if not state:
                 raise
             raise _error_of(state)(str(getattr(error, "orig", error))) from error
+
+
+def _has_none(error: Exception) -> bool:
+    """Whether there was no connection to be had: the server did not let it in, or SQLAlchemy's pool is exhausted."""
+    orig = getattr(error, "orig", None)
+    return (isinstance(orig, psycopg.OperationalError) and not state_of(orig)) or getattr(error, "code", "") == "3o7r"
 
 
 def _error_of(state: str) -> type[psycopg.Error]:
@@ -96,6 +118,7 @@ class SessionTransaction(_Session):
             connection = await self.session.connection()
             raw = await connection.get_raw_connection()
             self._meet(connection.dialect, raw.driver_connection)
+            self._watch(self.session.sync_session)
         await self._run(self._opening())
 
     @contextlib.asynccontextmanager
@@ -106,12 +129,13 @@ class SessionTransaction(_Session):
 
     async def ready(self) -> None:
         """Sends what the session still holds back: that is the step's own SQL."""
+        self._check()
         await self.session.flush()
 
     async def _run(self, request: Request) -> list[Row]:
         text, parameters = self._render(request)
         async with self._bounded():
-            result = await (await self.session.connection()).exec_driver_sql(text, parameters)
+            result = await (await self.session.connection()).exec_driver_sql(text, parameters, execution_options=WHOLE)
             return [tuple(row) for row in result.fetchall()] if result.returns_rows else []
 
     async def _commit(self) -> None:
@@ -198,19 +222,21 @@ class ThreadSessionTransaction(_Session):
             connection = self.session.connection()
             self._driver = connection.connection.driver_connection
             self._meet(connection.dialect, self._driver)
+            self._watch(self.session)
 
         await self._in_thread(work)
         await self._run(self._opening())
 
     async def ready(self) -> None:
         """Sends what the session still holds back: that is the step's own SQL."""
+        self._check()
         await asyncio.get_running_loop().run_in_executor(self.home.threads, self.session.flush)
 
     async def _run(self, request: Request) -> list[Row]:
         text, parameters = self._render(request)
 
         def work() -> list[Row]:
-            result = self.session.connection().exec_driver_sql(text, parameters)
+            result = self.session.connection().exec_driver_sql(text, parameters, execution_options=WHOLE)
             return [tuple(row) for row in result.fetchall()] if result.returns_rows else []
 
         return await self._in_thread(work)

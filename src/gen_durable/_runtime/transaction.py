@@ -31,12 +31,16 @@ from gen_durable._store.transaction import (
 from gen_durable.context import Context
 from gen_durable.errors import TransactionEnded, TransactionError
 
-__all__ = ["BlockingTransaction", "Home", "LoopTransaction", "Transaction", "state_of"]
+__all__ = ["ENDED", "BlockingTransaction", "Home", "LoopTransaction", "Transaction", "state_of"]
 
 T = TypeVar("T")
 
 _NO_SESSION = "ctx.session: the engine has no sessionmaker= for {}: give it SQLAlchemy's {}"
 OVER = "its run is over, and the transaction with it"
+ENDED = (
+    "the step has ended its transaction, with a COMMIT or ROLLBACK of its own: what it did before may be committed "
+    "without its outcome, so it is not run again; leave the end of the transaction to the engine"
+)
 
 
 class Home(Protocol):
@@ -108,6 +112,11 @@ class Transaction:
     @property
     def broken(self) -> bool:
         """Whether the connection is of no more use."""
+        raise NotImplementedError
+
+    @property
+    def ended(self) -> bool:
+        """Whether the step has ended it: then what it wrote may be committed, though it failed."""
         raise NotImplementedError
 
     async def _run(self, request: Request) -> list[Row]:
@@ -203,6 +212,11 @@ class LoopTransaction(Transaction):
         """Whether the connection is closed."""
         return self._connection.closed
 
+    @property
+    def ended(self) -> bool:
+        """Whether its connection is in no transaction any more."""
+        return not self._connection.closed and self._connection.info.transaction_status is TransactionStatus.IDLE
+
     async def _run(self, request: Request) -> list[Row]:
         with self.watched(self._connection):
             return await run(self._connection, request)
@@ -291,6 +305,11 @@ class BlockingTransaction(Transaction):
         """Whether the connection is closed."""
         return self._connection.closed
 
+    @property
+    def ended(self) -> bool:
+        """Whether its connection is in no transaction any more."""
+        return not self._connection.closed and self._connection.info.transaction_status is TransactionStatus.IDLE
+
     async def _run(self, request: Request) -> list[Row]:
         return await self._in_thread(lambda: run_sync(self._connection, request))
 
@@ -352,10 +371,7 @@ def check(connection: StepConnection | StepConnectionSync) -> None:
                 "`with ctx.conn.transaction():`, which then is rolled back by itself, or let the error end the step"
             )
         case TransactionStatus.IDLE:
-            raise TransactionEnded(
-                "the step has ended its transaction, with a COMMIT or ROLLBACK of its own: what it did before may be "
-                "committed without its outcome, so it is not run again; leave the end of the transaction to the engine"
-            )
+            raise TransactionEnded(ENDED)
         case _:
             raise TransactionError(
                 "a statement of the step is still under way: read cursor.stream() or copy() to its end, and await all "

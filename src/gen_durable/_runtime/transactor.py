@@ -11,10 +11,11 @@ from collections.abc import Callable
 from gen_durable._runtime.committer import Committer, Entry, Settled, fence
 from gen_durable._runtime.held import Held
 from gen_durable._runtime.link import LinkDown
-from gen_durable._runtime.record import Record
+from gen_durable._runtime.record import ON, Record
 from gen_durable._runtime.transaction import Transaction, state_of
+from gen_durable._store.inserting import LaneGone
 from gen_durable._store.transaction import CLAIM_LOST, MARK_LOST
-from gen_durable.errors import TransactionEnded
+from gen_durable.errors import TransactionEnded, TransactionError
 
 __all__ = ["RERUNS", "Transactor", "pause_before", "runs_again"]
 
@@ -115,7 +116,7 @@ class Transactor:
     async def _unanswered(self, entry: Entry, error: Exception, started: float) -> None:
         """The connection broke, after the commit was sent perhaps: the row tells."""
         held = entry[0]
-        if await self._committer.look_up([entry]):
+        if await self._is_there(entry):
             self._committed(entry, started)
         elif await self._committer.still_ours(held):
             # Should the server yet carry out what it was sent, the fence refuses the next run's.
@@ -124,12 +125,24 @@ class Transactor:
         else:
             self._stale(entry, started)
 
+    async def _is_there(self, entry: Entry) -> bool:
+        """Whether an outcome was committed: this run's, or, in doubt, an earlier one's, which then is what counts."""
+        held, record = entry
+        if not await self._committer.look_up([entry]):
+            return False
+        return not held.doubt or record.op != ON or await self._committer.as_it_stands(held, record)
+
     async def _failed(self, entry: Entry, error: Exception, woke: bool, started: float) -> None:
         held = entry[0]
         state = state_of(error)
         if CLAIM_LOST in str(error) and state == "22P02":
-            if held.doubt and await self._committer.look_up([entry]):
+            if held.doubt and await self._is_there(entry):
                 self._committed(entry, started)  # the one before this, whose answer never came
+            elif await self._committer.still_ours(held):  # now that it is rolled back
+                self._settled.refused(held, TransactionError(
+                    f"step {held.step!r} has ended its own instance in its transaction, by a cancel of it or of its "
+                    "parent: return Stop or raise Cancel for that, or cancel without conn="
+                ))  # fmt: skip
             else:
                 self._stale(entry, started)
         elif MARK_LOST in str(error) and state == "22P02":
@@ -137,8 +150,15 @@ class Transactor:
                 f"step {held.step!r} has ended its transaction and begun another: what it did before may be committed "
                 "without its outcome, so it is not run again; leave the end of the transaction to the engine"
             ))  # fmt: skip
-        elif held.reruns < RERUNS and (_is_passing(state) or (woke and state == "54000")):
+        elif held.reruns < RERUNS and (
+            _is_passing(state)
+            or (woke and state == "54000")
+            or isinstance(error, LaneGone)  # of a child's: younger than the snapshot that the step has asked for
+        ):
             self._again(held, error)
+        elif not state and await self._is_there(entry):  # a hook of the session's, behind its commit
+            log.warning("instance %d, step %r: its transaction is committed, and then: %s", held.id, held.step, error)
+            self._committed(entry, started)
         else:
             self._settled.refused(held, error)
 

@@ -366,6 +366,14 @@ class Worker(Listener):
         held.values = held.spawning = None
         asyncio.get_running_loop().call_later(delay, self._put_back, held)
 
+    async def overtaken(self, held: Held) -> bool:
+        """An earlier run's commit may have come late: then the claim is that one's, and goes back to its queue."""
+        if await self._committer.still_ours(held):
+            return False
+        self.left(held, None)
+        self._claimer.check_soon()
+        return True
+
     def _put_back(self, held: Held) -> None:
         if not held.gone and self._held.get(held.id) is held:
             held.buffered_at = time.monotonic()

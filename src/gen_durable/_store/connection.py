@@ -166,6 +166,7 @@ def forbidden(url: str, error: psycopg.Error) -> DatabaseError:
 
 def _arguments(url: str, application_name: str) -> dict[str, Any]:
     given = conninfo.conninfo_to_dict(url)
+    given["client_encoding"] = "UTF8"  # json is sent and taken as bytes, whatever the database's own encoding
     given.setdefault("connect_timeout", CONNECT_TIMEOUT)
     given.setdefault("application_name", application_name)
     given.setdefault("keepalives_idle", 10)

@@ -8,7 +8,10 @@ from typing import Any, NamedTuple
 
 from gen_durable._store.operation import Request, Statement
 
-__all__ = ["Rendered", "cast_json", "dollar", "named", "pyformat"]
+__all__ = ["WHOLE", "Rendered", "cast_json", "dollar", "named", "pyformat"]
+
+# Rows come at once, whatever the connection is set up for: a cursor of the server's takes no statement that writes.
+WHOLE = {"stream_results": False, "yield_per": None}
 
 _PLACE = re.compile(r"\$(\d+)")
 _JSON = re.compile(r"(\$\d+)::(jsonb?)\b")

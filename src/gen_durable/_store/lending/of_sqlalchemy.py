@@ -7,7 +7,7 @@ from typing import Any
 
 from gen_durable._store.lending.lent import Lent, rows_of
 from gen_durable._store.operation import Request, Row
-from gen_durable._store.rendering import Rendered, dollar, named
+from gen_durable._store.rendering import WHOLE, Rendered, dollar, named
 from gen_durable.errors import InvalidArgument
 
 __all__ = ["LentAsyncSqlalchemy", "LentSqlalchemy", "LentSqlalchemySession"]
@@ -60,7 +60,7 @@ class LentSqlalchemy(Lent):
 
     async def fetch(self, request: Request) -> list[Row]:
         """Runs one statement."""
-        result = self._connection.exec_driver_sql(*_rendered(self._connection, request))
+        result = self._connection.exec_driver_sql(*_rendered(self._connection, request), execution_options=WHOLE)
         return rows_of(result.fetchall()) if result.returns_rows else []
 
 
@@ -100,5 +100,5 @@ class LentAsyncSqlalchemy(Lent):
 
     async def fetch(self, request: Request) -> list[Row]:
         """Runs one statement."""
-        result = await self._connection.exec_driver_sql(*_rendered(self._connection, request))
+        result = await self._connection.exec_driver_sql(*_rendered(self._connection, request), execution_options=WHOLE)
         return rows_of(result.fetchall()) if result.returns_rows else []
