@@ -10,7 +10,7 @@ import pytest
 from engine_support import LONG, Build, Seen, eventually
 from test_births import worker_of
 
-from gen_durable import Await, Context, Done, Engine, Machine, Spawn, job, step
+from gen_durable import Await, Context, Done, Engine, Machine, Spawn, child, job, step
 
 Connect = Callable[[], Any]
 
@@ -29,6 +29,25 @@ class Parent(Machine):
     @step
     async def start(self, ctx: Context) -> Spawn:
         return Spawn([waits.bind(name="child")], then=self.join)
+
+    @step
+    async def join(self, ctx: Context) -> Done:
+        return Done(ctx.children[0].result)
+
+
+@job
+async def leaf() -> str:
+    return "leaf"
+
+
+class Keyed(Machine):
+    key: str | None
+
+    @step
+    async def start(self, ctx: Context) -> Spawn:
+        began.setdefault(f"spawn {self.key}", asyncio.Event()).set()
+        await go.setdefault("spawn", asyncio.Event()).wait()
+        return Spawn([child(leaf.bind(), key=self.key)], then=self.join)
 
     @step
     async def join(self, ctx: Context) -> Done:
@@ -113,6 +132,23 @@ async def test_a_locked_parent_holds_up_the_ends_of_its_children_alone(build: Bu
             go.setdefault("other", asyncio.Event()).set()
             assert await other.result(timeout=LONG) == "other"
         assert await parent.result(timeout=LONG) == "child"
+
+
+async def test_a_childs_key_in_an_open_transaction_holds_up_its_own_family_alone(build: Build, connect: Connect) -> None:
+    """R16, R20: a spawn of the same group whose children have no such key goes on; so does one that comes later."""
+    async with build(Keyed, leaf) as engine:
+        caller = await connect()
+        async with caller.transaction(force_rollback=True):
+            await engine.insert(leaf.bind(), key="taken", conn=caller)
+            one, other = await engine.insert(Keyed(key="taken")), await engine.insert(Keyed(key=None))
+            for name in ("spawn taken", "spawn None"):
+                await began.setdefault(name, asyncio.Event()).wait()
+            go.setdefault("spawn", asyncio.Event()).set()
+            assert await other.result(timeout=LONG) == "leaf"
+            late = await engine.insert(Keyed(key=None))
+            assert await late.result(timeout=LONG) == "leaf"
+            assert (await one.get()).status == "executing"
+        assert await one.result(timeout=LONG) == "leaf"
 
 
 async def test_a_park_that_waits_for_a_signals_transaction_is_woken_by_it(build: Build, connect: Connect) -> None:
