@@ -147,7 +147,8 @@ class Committer:
             rows = await channel.fetch(request)
         ended = next((row[1] for row in rows if row[0] == "done"), None)
         done = set(() if ended is None else _decode_ids(ended))
-        return {fence(entry) for entry in batch if entry[0].id in done}
+        newest = dict(sorted(map(fence, batch)))  # of two claims of one instance the older one is lost
+        return {claim for claim in newest.items() if claim[0] in done}
 
     def _request(self, batch: list[Entry], wake: list[str], *, ends: bool) -> Request:
         first = msgspec.json.encode(locked_first(batch)).decode()
