@@ -103,6 +103,22 @@ async def test_a_signal_in_an_open_transaction_holds_up_its_own_instance_alone(b
         assert sum(event.stale for event in commits.all) == 0
 
 
+async def test_a_row_that_the_callers_own_row_refers_to_holds_up_nobody_else(
+    build: Build, connect: Connect, migrated: str
+) -> None:
+    """R20, R27: a foreign key's lock is a weaker one; it stands in the way of an end all the same."""
+    async with build(waits) as engine:
+        one, other = await begin(engine, "one"), await begin(engine, "other")
+        caller = await connect()
+        async with caller.transaction():
+            await caller.execute(f"SELECT FROM {migrated}.instances WHERE id = %s FOR KEY SHARE".encode(), [one.id])
+            go.setdefault("one", asyncio.Event()).set()
+            go.setdefault("other", asyncio.Event()).set()
+            assert await other.result(timeout=LONG) == "other"
+            await eventually(lambda: _is(aside(engine) == 1))
+        assert await one.result(timeout=LONG) == "one"
+
+
 async def test_a_cancel_in_an_open_transaction_that_commits_wins(build: Build, connect: Connect) -> None:
     """R3, R4: the outcome that waited is refused then; and it is not, where the cancel is rolled back."""
     async with build(waits) as engine:
