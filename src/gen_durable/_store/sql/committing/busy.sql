@@ -1,9 +1,10 @@
 -- Which rows somebody else has locked just now: those that a commit would wait for.
 --
 -- Parameters: ids, a JSON list.
--- Locks: the others FOR NO KEY UPDATE SKIP LOCKED, until the statement's end; it waits for none.
+-- Locks: the others FOR UPDATE SKIP LOCKED, until the statement's end; it waits for none.
 -- Index: primary key.
--- Guard: none; what it says may be otherwise a moment later, and then the commit says so again.
+-- Guard: as strong as a delete's lock: where the row is to be updated only, and somebody has but a foreign key's lock, it
+--   waits too. What it says may be otherwise a moment later, and then the commit says so again.
 WITH given AS MATERIALIZED (
     SELECT DISTINCT g::bigint AS id FROM jsonb_array_elements_text(%(ids)s::jsonb) AS g
 ),
@@ -11,7 +12,7 @@ free AS MATERIALIZED (
     SELECT i.id
     FROM given g
     JOIN {schema}.instances i ON i.id = ANY (ARRAY[g.id])
-    FOR NO KEY UPDATE OF i SKIP LOCKED
+    FOR UPDATE OF i SKIP LOCKED
 )
 -- Both lists meet by grouping: a join of them is a loop in a loop.
 SELECT u.id
