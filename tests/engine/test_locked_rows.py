@@ -167,6 +167,26 @@ async def test_a_childs_key_in_an_open_transaction_holds_up_its_own_family_alone
         assert await one.result(timeout=LONG) == "leaf"
 
 
+async def test_many_outcomes_that_are_set_aside_hold_up_no_claim(
+    build: Build, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R20, R27: a locked parent may have thousands of children whose ends wait for it; the worker runs others meanwhile."""
+    monkeypatch.setattr("gen_durable._runtime.worker.BACKLOG", 1)
+    async with build(waits) as engine:
+        locked = [await begin(engine, name) for name in ("one", "two")]
+        caller = await connect()
+        async with caller.transaction():
+            for handle in locked:
+                await engine.signal(handle.id, "go", conn=caller)
+            for name in ("one", "two"):
+                go.setdefault(name, asyncio.Event()).set()
+            await eventually(lambda: _is(aside(engine) == 2))
+            go.setdefault("late", asyncio.Event()).set()
+            late = await engine.insert(waits.bind(name="late"))
+            assert await late.result(timeout=LONG) == "late"
+        assert [await handle.result(timeout=LONG) for handle in locked] == ["one", "two"]
+
+
 async def test_a_park_that_waits_for_a_signals_transaction_is_woken_by_it(build: Build, connect: Connect) -> None:
     """R10: the park comes after the signal's commit, and finds it."""
     async with build(Listens) as engine:
