@@ -85,7 +85,12 @@ class Flusher:
     @property
     def waiting(self) -> int:
         """How many outcomes wait for the next group."""
-        return len(self._plain) + len(self._gated) + len(self._families) + len(self._aside.entries)
+        return len(self._plain) + len(self._gated) + len(self._families) + self.aside
+
+    @property
+    def aside(self) -> int:
+        """How many of them are set aside."""
+        return len(self._aside.entries)
 
     @property
     def _busy(self) -> bool:
