@@ -150,7 +150,9 @@ async def test_a_locked_parent_holds_up_the_ends_of_its_children_alone(build: Bu
         assert await parent.result(timeout=LONG) == "child"
 
 
-async def test_a_childs_key_in_an_open_transaction_holds_up_its_own_family_alone(build: Build, connect: Connect) -> None:
+async def test_a_childs_key_in_an_open_transaction_holds_up_its_own_family_alone(
+    build: Build, connect: Connect
+) -> None:
     """R16, R20: a spawn of the same group whose children have no such key goes on; so does one that comes later."""
     async with build(Keyed, leaf) as engine:
         caller = await connect()
@@ -170,7 +172,7 @@ async def test_a_childs_key_in_an_open_transaction_holds_up_its_own_family_alone
 async def test_many_outcomes_that_are_set_aside_hold_up_no_claim(
     build: Build, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """R20, R27: a locked parent may have thousands of children whose ends wait for it; the worker runs others meanwhile."""
+    """R20, R27: a locked parent may have thousands of children whose ends wait; the worker runs others meanwhile."""
     monkeypatch.setattr("gen_durable._runtime.worker.BACKLOG", 1)
     async with build(waits) as engine:
         locked = [await begin(engine, name) for name in ("one", "two")]
