@@ -189,6 +189,24 @@ async def test_many_outcomes_that_are_set_aside_hold_up_no_claim(
         assert [await handle.result(timeout=LONG) for handle in locked] == ["one", "two"]
 
 
+@pytest.mark.parametrize("mode", ["SHARE", "ACCESS EXCLUSIVE"])
+async def test_a_locked_table_is_said(
+    build: Build, connect: Connect, migrated: str, caplog: pytest.LogCaptureFixture, mode: str
+) -> None:
+    """R27: no silent stall: an index that is just being built, say, stops every commit, and the worker's log tells."""
+    async with build(waits) as engine:
+        handle = await begin(engine, "one")
+        caller = await connect()
+        async with caller.transaction():
+            await caller.execute(f"LOCK TABLE {migrated}.instances IN {mode} MODE".encode())
+            go.setdefault("one", asyncio.Event()).set()
+            await eventually(lambda: _is(worker_of(engine)._flusher.failing), 5)
+            assert "commit of 1 outcomes: canceling statement due to lock timeout" in caplog.text
+            assert aside(engine) == 0
+        assert await handle.result(timeout=LONG) == "one"
+        assert not worker_of(engine)._flusher.failing
+
+
 async def test_a_park_that_waits_for_a_signals_transaction_is_woken_by_it(build: Build, connect: Connect) -> None:
     """R10: the park comes after the signal's commit, and finds it."""
     async with build(Listens) as engine:
