@@ -66,9 +66,15 @@ async def done(handles: list[Any]) -> None:
         await handle.result(timeout=LONG)
 
 
-async def nothing_left(sql: Sql) -> None:
+async def nothing_left(sql: Sql, build: Build) -> None:
+    """A knock may be left by a worker that was drained before its next look: then the next worker's look takes it."""
     assert await sql("SELECT count(*) FROM {s}.instances") == [(0,)]
-    assert await sql("SELECT count(*) FROM {s}.knocks") == [(0,)]
+    async with build(work):
+        await eventually(lambda: _no_knocks(sql))
+
+
+async def _no_knocks(sql: Sql) -> bool:
+    return await sql("SELECT count(*) FROM {s}.knocks") == [(0,)]
 
 
 async def test_of_each_key_one_runs_at_a_time(build: Build, sql: Sql) -> None:
@@ -77,7 +83,7 @@ async def test_of_each_key_one_runs_at_a_time(build: Build, sql: Sql) -> None:
         placed = await engine.insert_many([work.bind(tenant=f"t{n % 5}", seconds=0.001) for n in range(100)])
         await done([one.handle for one in placed])
     assert dict(most) == {f"t{n}": 1 for n in range(5)}
-    await nothing_left(sql)
+    await nothing_left(sql, build)
 
 
 async def test_a_configured_name_lets_more_run(build: Build) -> None:
@@ -186,7 +192,7 @@ async def test_every_step_has_the_limits_of_its_own(build: Build, sql: Sql, run_
         assert drawn == {"api": 12}
         assert {event.partition for event in looks.all if event.kind == "rate"} == {"a0", "a1"}
     assert dict(most) == {"a0": 1, "a1": 1, "printer": 1}
-    await nothing_left(sql)
+    await nothing_left(sql, build)
 
 
 async def test_an_insert_can_say_otherwise(build: Build) -> None:
@@ -248,7 +254,7 @@ async def test_a_worker_that_dies_gives_its_slot_back(build: Build, sql: Sql) ->
         await sql("DELETE FROM {s}.workers WHERE id = %s", dead.id)
         assert await first.result(timeout=LONG) == 0
         assert await second.result(timeout=LONG) == 1
-    await nothing_left(sql)
+    await nothing_left(sql, build)
 
 
 async def test_what_a_schedule_starts_has_the_limits_of_its_machine(build: Build, sql: Sql) -> None:
@@ -293,7 +299,7 @@ async def test_children_and_replacements_have_limits_too(build: Build, sql: Sql)
         gate.set()
         assert await again.result(timeout=LONG) == "b"
         await first.result(timeout=LONG)
-    await nothing_left(sql)
+    await nothing_left(sql, build)
 
 
 async def test_a_retried_instance_waits_for_its_limit_again(build: Build, sql: Sql) -> None:

@@ -10,7 +10,7 @@ import pytest
 from engine_support import LONG, Build, Seen, eventually
 from test_births import worker_of
 
-from gen_durable import Await, Context, Done, Engine, Machine, Spawn, job, step
+from gen_durable import Await, Context, Done, Engine, Machine, Spawn, child, job, step
 
 Connect = Callable[[], Any]
 
@@ -29,6 +29,25 @@ class Parent(Machine):
     @step
     async def start(self, ctx: Context) -> Spawn:
         return Spawn([waits.bind(name="child")], then=self.join)
+
+    @step
+    async def join(self, ctx: Context) -> Done:
+        return Done(ctx.children[0].result)
+
+
+@job
+async def leaf() -> str:
+    return "leaf"
+
+
+class Keyed(Machine):
+    key: str | None
+
+    @step
+    async def start(self, ctx: Context) -> Spawn:
+        began.setdefault(f"spawn {self.key}", asyncio.Event()).set()
+        await go.setdefault("spawn", asyncio.Event()).wait()
+        return Spawn([child(leaf.bind(), key=self.key)], then=self.join)
 
     @step
     async def join(self, ctx: Context) -> Done:
@@ -84,6 +103,22 @@ async def test_a_signal_in_an_open_transaction_holds_up_its_own_instance_alone(b
         assert sum(event.stale for event in commits.all) == 0
 
 
+async def test_a_row_that_the_callers_own_row_refers_to_holds_up_nobody_else(
+    build: Build, connect: Connect, migrated: str
+) -> None:
+    """R20, R27: a foreign key's lock is a weaker one; it stands in the way of an end all the same."""
+    async with build(waits) as engine:
+        one, other = await begin(engine, "one"), await begin(engine, "other")
+        caller = await connect()
+        async with caller.transaction():
+            await caller.execute(f"SELECT FROM {migrated}.instances WHERE id = %s FOR KEY SHARE".encode(), [one.id])
+            go.setdefault("one", asyncio.Event()).set()
+            go.setdefault("other", asyncio.Event()).set()
+            assert await other.result(timeout=LONG) == "other"
+            await eventually(lambda: _is(aside(engine) == 1))
+        assert await one.result(timeout=LONG) == "one"
+
+
 async def test_a_cancel_in_an_open_transaction_that_commits_wins(build: Build, connect: Connect) -> None:
     """R3, R4: the outcome that waited is refused then; and it is not, where the cancel is rolled back."""
     async with build(waits) as engine:
@@ -113,6 +148,63 @@ async def test_a_locked_parent_holds_up_the_ends_of_its_children_alone(build: Bu
             go.setdefault("other", asyncio.Event()).set()
             assert await other.result(timeout=LONG) == "other"
         assert await parent.result(timeout=LONG) == "child"
+
+
+async def test_a_childs_key_in_an_open_transaction_holds_up_its_own_family_alone(
+    build: Build, connect: Connect
+) -> None:
+    """R16, R20: a spawn of the same group whose children have no such key goes on; so does one that comes later."""
+    async with build(Keyed, leaf) as engine:
+        caller = await connect()
+        async with caller.transaction(force_rollback=True):
+            await engine.insert(leaf.bind(), key="taken", conn=caller)
+            one, other = await engine.insert(Keyed(key="taken")), await engine.insert(Keyed(key=None))
+            for name in ("spawn taken", "spawn None"):
+                await began.setdefault(name, asyncio.Event()).wait()
+            go.setdefault("spawn", asyncio.Event()).set()
+            assert await other.result(timeout=LONG) == "leaf"
+            late = await engine.insert(Keyed(key=None))
+            assert await late.result(timeout=LONG) == "leaf"
+            assert (await one.get()).status == "executing"
+        assert await one.result(timeout=LONG) == "leaf"
+
+
+async def test_many_outcomes_that_are_set_aside_hold_up_no_claim(
+    build: Build, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R20, R27: a locked parent may have thousands of children whose ends wait; the worker runs others meanwhile."""
+    monkeypatch.setattr("gen_durable._runtime.worker.BACKLOG", 1)
+    async with build(waits) as engine:
+        locked = [await begin(engine, name) for name in ("one", "two")]
+        caller = await connect()
+        async with caller.transaction():
+            for handle in locked:
+                await engine.signal(handle.id, "go", conn=caller)
+            for name in ("one", "two"):
+                go.setdefault(name, asyncio.Event()).set()
+            await eventually(lambda: _is(aside(engine) == 2))
+            go.setdefault("late", asyncio.Event()).set()
+            late = await engine.insert(waits.bind(name="late"))
+            assert await late.result(timeout=LONG) == "late"
+        assert [await handle.result(timeout=LONG) for handle in locked] == ["one", "two"]
+
+
+@pytest.mark.parametrize("mode", ["SHARE", "ACCESS EXCLUSIVE"])
+async def test_a_locked_table_is_said(
+    build: Build, connect: Connect, migrated: str, caplog: pytest.LogCaptureFixture, mode: str
+) -> None:
+    """R27: no silent stall: an index that is just being built, say, stops every commit, and the worker's log tells."""
+    async with build(waits) as engine:
+        handle = await begin(engine, "one")
+        caller = await connect()
+        async with caller.transaction():
+            await caller.execute(f"LOCK TABLE {migrated}.instances IN {mode} MODE".encode())
+            go.setdefault("one", asyncio.Event()).set()
+            await eventually(lambda: _is(worker_of(engine)._flusher.failing), 5)
+            assert "commit of 1 outcomes: canceling statement due to lock timeout" in caplog.text
+            assert aside(engine) == 0
+        assert await handle.result(timeout=LONG) == "one"
+        assert not worker_of(engine)._flusher.failing
 
 
 async def test_a_park_that_waits_for_a_signals_transaction_is_woken_by_it(build: Build, connect: Connect) -> None:

@@ -152,6 +152,18 @@ async def test_a_partition_that_is_attached_meanwhile_is_no_outcomes_fault() -> 
     assert server.groups == [[1, 2, 3, 4, 5, 6]] * 2
 
 
+async def test_an_outcome_that_a_check_without_a_name_refuses_every_time_is_at_fault() -> None:
+    """R8, R27: a trigger of the user's can raise that; it is not sent for ever, and the others commit."""
+
+    def refuse(group: list[dict[str, Any]], wake: list[str]) -> None:
+        if any(record["id"] == 4 and "result" in record for record in group):
+            raise psycopg.errors.CheckViolation("no such result")
+
+    server = Server(refuse)
+    await flush(server, [1] * 6)
+    assert len(server.groups) < 40
+
+
 @pytest.mark.parametrize("number", [1, 4])
 async def test_what_is_refused_without_a_wake_up_too_is_an_outcomes_fault(number: int) -> None:
     """R8, R27: the same error may be one outcome's own: then that one fails, and the others commit."""

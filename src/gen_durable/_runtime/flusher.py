@@ -22,9 +22,11 @@ __all__ = ["Flusher"]
 log = logging.getLogger("gen_durable")
 
 PATIENCE = 0.25  # seconds that a group waits for a lock; then the outcomes whose rows are locked are set aside
+LOCKED_TRIES = 4  # in which nobody was seen to have a row locked; then it is a trouble of the database's
 BATCH = 1000
 BATCH_BYTES = 4_000_000
 WORTHWHILE = 16  # outcomes for which running steps give way to their commit
+UNNAMED = 2  # times that a group is sent again as it is when a check without a name refuses it: a trigger's may stay
 FAMILY = 2000  # children that are inserted in one transaction, unless one outcome has more
 _REFUSALS = (
     psycopg.DataError,
@@ -84,7 +86,12 @@ class Flusher:
     @property
     def waiting(self) -> int:
         """How many outcomes wait for the next group."""
-        return len(self._plain) + len(self._gated) + len(self._families) + len(self._aside.entries)
+        return len(self._plain) + len(self._gated) + len(self._families) + self.aside
+
+    @property
+    def aside(self) -> int:
+        """How many of them are set aside."""
+        return len(self._aside.entries)
 
     @property
     def _busy(self) -> bool:
@@ -157,6 +164,7 @@ class Flusher:
     async def _commit(self, way: Way, batch: list[Entry], *, in_doubt: bool = False) -> None:
         """Commits a group, for as long as it takes; one that the database refuses is split to find the bad outcome."""
         pause = 0.05
+        unnamed = tries = 0
         if self._doubted:
             in_doubt = in_doubt or any(fence(entry) in self._doubted for entry in batch)
             self._doubted.difference_update(map(fence, batch))
@@ -180,15 +188,20 @@ class Flusher:
                 if len(batch) > 1:
                     await self._halves(way, batch, in_doubt=True)
                     return
-            except psycopg.errors.LockNotAvailable:
+            except psycopg.errors.LockNotAvailable as error:
+                size = len(batch)
                 batch = await self._without_locked(way, batch, in_doubt=in_doubt)
                 if not batch:
                     return
+                tries += len(batch) == size
+                if tries >= LOCKED_TRIES and not way.failing:  # it is no row's lock: all of the table's, perhaps
+                    way.failing = True
+                    log.warning("commit of %d outcomes: %s; trying again", size, str(error).strip())
             except psycopg.Error as error:
                 if wake and isinstance(error, psycopg.errors.ProgramLimitExceeded):
                     wake = []  # the server's queue of notifications is full, perhaps: that is no outcome's fault
-                elif isinstance(error, psycopg.errors.CheckViolation) and error.diag.constraint_name is None:
-                    continue  # a terminal row was bound for the default partition when its day's was attached
+                elif _unnamed_check(error) and unnamed < UNNAMED:
+                    unnamed += 1  # a terminal row was bound for the default partition when its day's was attached
                 elif isinstance(error, _REFUSALS) and len(batch) > 1:
                     await self._halves(way, batch, in_doubt=in_doubt)
                     return
@@ -218,13 +231,18 @@ class Flusher:
     async def _without_locked(self, way: Way, batch: list[Entry], *, in_doubt: bool) -> list[Entry]:
         """Sets the outcomes of a group aside whose rows somebody has locked; what is left of it is to be sent again.
 
-        A family may wait for a key that another transaction is just inserting, too: that is nobody's row yet.
+        A family may wait for a key that another transaction is just inserting, too: that is nobody's row yet, and the
+        families go in halves to find the one that does.
         """
         try:
             locked = await self._committer.busy(way.link, batch)
         except (LinkDown, psycopg.Error):
             return batch  # sending it again says what is the matter
-        locked = locked or [entry for entry in batch if entry[0].spawning]
+        if not locked and any(held.spawning for held, _ in batch):
+            if len(batch) > 1:
+                await self._halves(way, batch, in_doubt=in_doubt)
+                return []
+            locked = batch
         if in_doubt:
             self._doubted.update(map(fence, locked))
         self._aside.put(locked)
@@ -250,6 +268,10 @@ class Flusher:
         held.spawning = None
         record.fail(error_json(InvalidState(reason)), self._keep(held))
         return True
+
+
+def _unnamed_check(error: psycopg.Error) -> bool:
+    return isinstance(error, psycopg.errors.CheckViolation) and error.diag.constraint_name is None
 
 
 def _in_order(batch: list[Entry]) -> list[Entry]:

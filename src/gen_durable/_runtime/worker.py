@@ -43,6 +43,7 @@ log = logging.getLogger("gen_durable")
 
 REAP_SECONDS = 1.0
 BACKLOG = 2000  # outcomes that may wait for their commit before no more is claimed
+ASIDE = 20_000  # the same of those that are set aside: they wait for others' transactions, and hold up nobody
 LONG_STATEMENT = 60.0  # seconds that the pruner may take for one
 POLL_UNHEARD = 0.5  # where notifications can't be received
 
@@ -169,7 +170,8 @@ class Worker(Listener):
         log.info("worker %d runs %s", self.id, ", ".join(f"{q} ({n})" for q, n in settings.queues.items()))
 
     def _commits_lag(self) -> bool:
-        return self._flusher.failing or self._flusher.waiting > BACKLOG
+        aside = self._flusher.aside
+        return self._flusher.failing or self._flusher.waiting - aside > BACKLOG or aside > ASIDE
 
     async def _learn_lanes(self) -> None:
         """Which lanes of its queues this worker can run, and which queues are paused."""

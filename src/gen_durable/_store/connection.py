@@ -56,6 +56,8 @@ _CLIENT = {"plan_cache_mode": "force_generic_plan", "jit": "off", "enable_seqsca
 # The server must notice a client that is gone, and must not let a lock of ours wait or stay for ever.
 _BOUNDS = {
     "TimeZone": "UTC",
+    # What looks behind a lock is to see what was committed while it waited, whatever the database's default is.
+    "default_transaction_isolation": "read committed",
     "tcp_keepalives_idle": "10",
     "tcp_keepalives_interval": "3",
     "tcp_keepalives_count": "3",
