@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import psycopg
 import pytest
-from engine_support import Build, Sql, failure, moment
+from engine_support import LONG, Build, Sql, eventually, failure, moment
 from transactional_support import Notes, idle_backends
 
 from gen_durable import Backoff, Context, Job, job
+from gen_durable.errors import TransactionError
 
 WORDS = [
     "COMMIT",
@@ -254,3 +256,46 @@ async def test_the_server_ends_a_transaction_that_idles_for_too_long(build: Buil
     assert error["type"] == "psycopg.errors.IdleInTransactionSessionTimeout"
     assert runs == [0]
     assert await notes.all() == []
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["done", "raises"])
+async def test_a_task_that_a_step_left_behind_can_not_use_its_connection(
+    build: Build, notes: Notes, fails: bool
+) -> None:
+    """R5: by then it is another's: what the task writes would commit with that, or by itself."""
+    go, over = asyncio.Event(), asyncio.Event()
+    left: list[asyncio.Task[None]] = []
+
+    async def late(conn: Any, id_: int) -> None:
+        await go.wait()
+        await conn.execute(notes.insert, (id_, "late"))
+
+    @job(transactional=True, max_attempts=1)
+    async def leaves(ctx: Context) -> None:
+        left.append(asyncio.create_task(late(ctx.conn, ctx.id)))
+        await notes.add(ctx, "in time")
+        if fails:
+            raise ValueError("no")
+
+    @job(transactional=True)
+    async def follows(ctx: Context) -> None:
+        await notes.add(ctx, "another's")
+        go.set()
+        await over.wait()
+
+    async with build(leaves, follows, transaction_pool_size=1) as engine:
+        handle = await engine.insert(leaves.bind())
+        await eventually(lambda: _is(bool(left)))
+        other = await engine.insert(follows.bind())
+        await go.wait()
+        with pytest.raises(TransactionError, match="behind its step"):
+            await left[0]
+        over.set()
+        assert await other.result(timeout=LONG) is None
+        if not fails:
+            assert await handle.result(timeout=LONG) is None
+    assert await notes.all() == (["another's"] if fails else ["another's", "in time"])
+
+
+async def _is(truth: bool) -> bool:
+    return truth

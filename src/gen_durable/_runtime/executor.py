@@ -187,7 +187,7 @@ class Executor:
             call = functools.partial(step.func, subject, ctx)
         if transaction is not None:
             transaction.given_to(ctx)
-            call = transaction.enclose(call)
+            call = transaction.within(transaction.enclose(call), is_async=step.is_async)
         if step.timeout is None:
             return subject, await self._await(held, step.is_async, call)
         limit = asyncio.timeout(step.timeout)

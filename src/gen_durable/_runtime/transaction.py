@@ -18,6 +18,7 @@ from gen_durable._store.operation import Catalog, Operation, Request, Row, drive
 from gen_durable._store.transaction import (
     COMMIT,
     ROLLBACK,
+    STEP,
     StepConnection,
     StepConnectionSync,
     begin,
@@ -83,10 +84,25 @@ class Transaction:
             ctx._conn, ctx._session = self.conn, self.session
         self._ctx = ctx
 
+    def within(self, call: Callable[[], Any], *, is_async: bool) -> Callable[[], Any]:
+        """The call, by which the connection knows the step's code, and the tasks that it starts."""
+
+        async def known() -> Any:
+            STEP.set(self.mark)
+            return await call()
+
+        def known_in_thread() -> Any:
+            STEP.set(self.mark)
+            return call()
+
+        return known if is_async else known_in_thread
+
     def expire(self) -> None:
         """The step's code is over."""
         if self._ctx is not None:
             self._ctx._conn, self._ctx._session = f"ctx.conn: {OVER}", f"ctx.session: {OVER}"
+        if isinstance(self.conn, StepConnection | StepConnectionSync):
+            self.conn.owner = None
 
     def enclose(self, call: Callable[[], Any]) -> Callable[[], Any]:
         """The call of a plain function, as the thread is to run it."""
@@ -196,6 +212,7 @@ class LoopTransaction(Transaction):
     def __init__(self, home: Home, mark: int, connection: StepConnection) -> None:
         super().__init__(home, mark)
         self.conn = self._connection = connection
+        connection.owner = mark
         self.session = _NO_SESSION.format("async steps", "async_sessionmaker")
 
     async def begin(self) -> None:
@@ -264,6 +281,7 @@ class BlockingTransaction(Transaction):
     def __init__(self, home: Home, mark: int, connection: StepConnectionSync) -> None:
         super().__init__(home, mark)
         self.conn = self._connection = connection
+        connection.owner = mark
         self.session = _NO_SESSION.format("plain functions", "sessionmaker")
         self._lock = threading.Lock()
         self._running = self._given_up = False

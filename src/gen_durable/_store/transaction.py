@@ -6,6 +6,7 @@ import asyncio
 import re
 import select
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any, NoReturn
 
 import psycopg
@@ -17,13 +18,14 @@ from psycopg.sql import Literal
 
 from gen_durable._store.connection import _arguments
 from gen_durable._store.operation import Catalog, Request, Row
-from gen_durable.errors import TransactionEnded
+from gen_durable.errors import TransactionEnded, TransactionError
 
 __all__ = [
     "CLAIM_LOST",
     "COMMIT",
     "MARK_LOST",
     "ROLLBACK",
+    "STEP",
     "StepConnection",
     "StepConnectionSync",
     "begin",
@@ -88,11 +90,29 @@ class _StepCursorSync(Cursor[Any]):
         return super().execute(query, *args, **kwargs)
 
 
+STEP: ContextVar[int] = ContextVar("gen_durable_step")  # the mark of the transactional step whose code runs here
+
+
+def _see_owner(owner: int | None) -> None:
+    """Refuses a statement of a step's code that comes behind the step: of a task that it left there."""
+    if STEP.get(owner) != owner:
+        raise TransactionError(
+            "ctx.conn was used behind its step, by a task or thread that this had left: by now it is another's; "
+            "await in the step what it starts"
+        )
+
+
 class StepConnection(AsyncConnection[Any]):
     """What an async step gets as ``ctx.conn``."""
 
     own_session = True  # of the server's, not of a pooler's
+    owner: int | None = None  # the mark of the step that has it
     prepared: set[str]  # statements of ours that its session has
+
+    async def wait(self, gen: Any, *args: Any, **options: Any) -> Any:
+        """Every exchange with the server goes through here."""
+        _see_owner(self.owner)
+        return await super().wait(gen, *args, **options)
 
     async def commit(self) -> None:
         """Refused: the engine commits."""
@@ -127,7 +147,13 @@ class StepConnectionSync(Connection[Any]):
     """What a plain function gets as ``ctx.conn``."""
 
     own_session = True
+    owner: int | None = None
     prepared: set[str]
+
+    def wait(self, gen: Any, *args: Any, **options: Any) -> Any:
+        """Every exchange with the server goes through here."""
+        _see_owner(self.owner)
+        return super().wait(gen, *args, **options)
 
     def commit(self) -> None:
         """Refused: the engine commits."""
