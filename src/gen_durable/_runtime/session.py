@@ -7,13 +7,12 @@ import contextlib
 import os
 import socket
 import sys
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Protocol, TypeVar
 
 import psycopg
 
-from gen_durable._runtime.transaction import ENDED, Home, Transaction, state_of
+from gen_durable._runtime.transaction import ENDED, Home, PlainFunction, Transaction, state_of
 from gen_durable._store.operation import Request, Row
 from gen_durable._store.rendering import WHOLE, Rendered, dollar, named
 from gen_durable._store.transaction import milliseconds
@@ -174,26 +173,12 @@ class ThreadSessionTransaction(_Session):
 
     def __init__(self, home: SessionHome, mark: int, maker: Callable[[], Any]) -> None:
         super().__init__(home, mark, maker)
-        self._lock = threading.Lock()
-        self._running = self._given_up = False
+        self._function = PlainFunction(self._invalidate)
         self._driver: Any = None
 
     def enclose(self, call: Callable[[], Any]) -> Callable[[], Any]:
-        """Notes while the function runs: a thread can't be stopped, but its connection can be cut."""
-
-        def enclosed() -> Any:
-            with self._lock:
-                self._running = True
-            try:
-                return call()
-            finally:
-                with self._lock:
-                    self._running = False
-                    given_up = self._given_up
-                if given_up:
-                    self._invalidate()
-
-        return enclosed
+        """Notes while the function runs."""
+        return self._function.enclose(call)
 
     def _invalidate(self) -> None:
         if self.session is not None:
@@ -255,9 +240,7 @@ class ThreadSessionTransaction(_Session):
             self.session.rollback()
             self.session.close()
 
-        with self._lock:
-            free = not self._running
-        if free:
+        if not self._function.runs:
             try:
                 await self._in_thread(work)
             except Exception:  # noqa: BLE001  # of any driver: then its connection is not given back
@@ -269,11 +252,9 @@ class ThreadSessionTransaction(_Session):
 
     async def discard(self) -> None:
         """Cuts the connection; where the function still runs it is closed at its end."""
-        with self._lock:
-            self._given_up = True
-            running = self._running
+        runs = self._function.give_up()
         self._cut()
-        if not running:
+        if not runs:
             with contextlib.suppress(RuntimeError):  # at the end of the process there may be no more threads
                 await asyncio.get_running_loop().run_in_executor(None, self._invalidate)
         self._let_go(self._ended, False)

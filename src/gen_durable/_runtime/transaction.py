@@ -32,7 +32,7 @@ from gen_durable._store.transaction import (
 from gen_durable.context import Context
 from gen_durable.errors import TransactionEnded, TransactionError
 
-__all__ = ["ENDED", "BlockingTransaction", "Home", "LoopTransaction", "Transaction", "state_of"]
+__all__ = ["ENDED", "BlockingTransaction", "Home", "LoopTransaction", "PlainFunction", "Transaction", "state_of"]
 
 T = TypeVar("T")
 
@@ -272,22 +272,22 @@ class LoopTransaction(Transaction):
         self._let_go(self.home.give_back, self._connection)
 
 
-class BlockingTransaction(Transaction):
-    """Of a plain function, on a blocking connection of psycopg's: ours is sent from threads of our own.
+class PlainFunction:
+    """Whether a plain function still runs: a thread can't be stopped, but its connection can be cut."""
 
-    (The functions' threads may all wait for rows that this very transaction has locked.)
-    """
-
-    def __init__(self, home: Home, mark: int, connection: StepConnectionSync) -> None:
-        super().__init__(home, mark)
-        self.conn = self._connection = connection
-        connection.owner = mark
-        self.session = _NO_SESSION.format("plain functions", "sessionmaker")
+    def __init__(self, close: Callable[[], None]) -> None:
+        self._close = close
         self._lock = threading.Lock()
         self._running = self._given_up = False
 
+    @property
+    def runs(self) -> bool:
+        """Whether it does just now."""
+        with self._lock:
+            return self._running
+
     def enclose(self, call: Callable[[], Any]) -> Callable[[], Any]:
-        """Notes while the function runs: a thread can't be stopped, but its connection can be cut."""
+        """The call, with a note while it runs; at its end it closes a connection that was given up meanwhile."""
 
         def enclosed() -> Any:
             with self._lock:
@@ -302,6 +302,30 @@ class BlockingTransaction(Transaction):
                     self._close()
 
         return enclosed
+
+    def give_up(self) -> bool:
+        """Its connection is of no more use; answers whether it still runs, and so closes that at its end."""
+        with self._lock:
+            self._given_up = True
+            return self._running
+
+
+class BlockingTransaction(Transaction):
+    """Of a plain function, on a blocking connection of psycopg's: ours is sent from threads of our own.
+
+    (The functions' threads may all wait for rows that this very transaction has locked.)
+    """
+
+    def __init__(self, home: Home, mark: int, connection: StepConnectionSync) -> None:
+        super().__init__(home, mark)
+        self.conn = self._connection = connection
+        connection.owner = mark
+        self.session = _NO_SESSION.format("plain functions", "sessionmaker")
+        self._function = PlainFunction(self._close)
+
+    def enclose(self, call: Callable[[], Any]) -> Callable[[], Any]:
+        """Notes while the function runs."""
+        return self._function.enclose(call)
 
     def _close(self) -> None:
         self._connection.discard()
@@ -339,9 +363,7 @@ class BlockingTransaction(Transaction):
 
     async def undo(self) -> None:
         """Rolls back, unless the function still runs."""
-        with self._lock:
-            free = not self._running and _usable(self._connection)
-        if free:
+        if not self._function.runs and _usable(self._connection):
             try:
                 await self._in_thread(lambda: run_sync(self._connection, ROLLBACK))
             except psycopg.Error:
@@ -353,11 +375,9 @@ class BlockingTransaction(Transaction):
 
     async def discard(self) -> None:
         """Cuts the connection; where the function still runs it closes it at its end."""
-        with self._lock:
-            self._given_up = True
-            running = self._running
+        runs = self._function.give_up()
         cut(self._connection)
-        if not running:
+        if not runs:
             self._close()
         self._let_go(self.home.discarded, self._connection)
 
