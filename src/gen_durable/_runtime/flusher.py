@@ -22,6 +22,7 @@ __all__ = ["Flusher"]
 log = logging.getLogger("gen_durable")
 
 PATIENCE = 0.25  # seconds that a group waits for a lock; then the outcomes whose rows are locked are set aside
+LOCKED_TRIES = 4  # in which nobody was seen to have a row locked; then it is a trouble of the database's
 BATCH = 1000
 BATCH_BYTES = 4_000_000
 WORTHWHILE = 16  # outcomes for which running steps give way to their commit
@@ -163,7 +164,7 @@ class Flusher:
     async def _commit(self, way: Way, batch: list[Entry], *, in_doubt: bool = False) -> None:
         """Commits a group, for as long as it takes; one that the database refuses is split to find the bad outcome."""
         pause = 0.05
-        unnamed = 0
+        unnamed = tries = 0
         if self._doubted:
             in_doubt = in_doubt or any(fence(entry) in self._doubted for entry in batch)
             self._doubted.difference_update(map(fence, batch))
@@ -187,10 +188,16 @@ class Flusher:
                 if len(batch) > 1:
                     await self._halves(way, batch, in_doubt=True)
                     return
-            except psycopg.errors.LockNotAvailable:
+            except psycopg.errors.LockNotAvailable as error:
+                size = len(batch)
                 batch = await self._without_locked(way, batch, in_doubt=in_doubt)
                 if not batch:
+                    way.failing = False
                     return
+                tries += len(batch) == size
+                if tries >= LOCKED_TRIES and not way.failing:  # it is no row's lock: all of the table's, perhaps
+                    way.failing = True
+                    log.warning("commit of %d outcomes: %s; trying again", size, str(error).strip())
             except psycopg.Error as error:
                 if wake and isinstance(error, psycopg.errors.ProgramLimitExceeded):
                     wake = []  # the server's queue of notifications is full, perhaps: that is no outcome's fault
