@@ -192,6 +192,7 @@ class Flusher:
                 size = len(batch)
                 batch = await self._without_locked(way, batch, in_doubt=in_doubt)
                 if not batch:
+                    way.failing = False
                     return
                 tries += len(batch) == size
                 if tries >= LOCKED_TRIES and not way.failing:  # it is no row's lock: all of the table's, perhaps
