@@ -460,4 +460,4 @@ async def test_a_commit_that_comes_late_is_no_error_of_the_run_that_meets_its_ro
         await locker.commit()
         assert await handle.result(timeout=LONG) == "last"
     assert failed == []
-    assert await notes.all() == ["run 1"]
+    assert len(await notes.all()) == 1
