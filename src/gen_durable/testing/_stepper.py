@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator
 import psycopg
 
 from gen_durable._runtime.drain import bounded
-from gen_durable._runtime.flusher import PATIENCE
 from gen_durable._runtime.held import Held, LocalQueue
 from gen_durable._runtime.link import Link, LinkDown
 from gen_durable._runtime.record import Record
@@ -46,7 +45,7 @@ class Stepper(Worker):
 
     def _link(self, name: str, deadline: float = 0.0, patience: float | None = None) -> Link:
         """One connection for all, which take turns anyway."""
-        return self._links[0] if self._links else super()._link("drain", deadline, PATIENCE)
+        return self._links[0] if self._links else super()._link("drain", deadline)
 
     async def open(self) -> None:
         """Registers, and takes back what dead workers held.
