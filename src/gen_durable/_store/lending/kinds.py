@@ -12,7 +12,7 @@ from gen_durable._store.lending.of_django import LentDjango
 from gen_durable._store.lending.of_psycopg import LentAsyncPsycopg, LentPsycopg
 from gen_durable._store.lending.of_psycopg2 import LentPsycopg2
 from gen_durable._store.lending.of_sqlalchemy import LentAsyncSqlalchemy, LentSqlalchemy, LentSqlalchemySession
-from gen_durable.errors import InvalidArgument
+from gen_durable.errors import DatabaseUnreachable, InvalidArgument
 
 __all__ = ["lend"]
 
@@ -45,6 +45,8 @@ _KINDS: dict[str, Callable[[Any], Lent]] = {
 }
 
 # What is mistaken for a connection, and what to give instead.
+_PSYCOPG2_BROKEN = 2  # of its `closed`: 0 is open, 1 was closed
+
 _MENDS = {
     "builtins.str": "that is no connection; open one, begin a transaction on it, and give it",
     "sqlalchemy.engine.base.Engine": "give the connection of `with engine.begin() as conn:`",
@@ -70,6 +72,7 @@ def lend(connection: Any, *, blocking: bool = False) -> Lent:
 
     Raises:
         InvalidArgument: it is none, of another kind, closed, or of another database than Postgres.
+        DatabaseUnreachable: its driver has seen it break; asyncpg's also where its caller had closed it.
     """
     names = [f"{kind.__module__}.{kind.__qualname__}" for kind in type(connection).__mro__]
     accepted = _BLOCKING if blocking else f"{_ASYNC}; or, blocking, {_BLOCKING}"
@@ -92,9 +95,18 @@ def lend(connection: Any, *, blocking: bool = False) -> Lent:
 
 def _check_open(connection: Any, name: str) -> None:
     # A Django connection that is closed opens itself, a session has none before it needs it.
-    try:
-        closed = connection.is_closed() if name.startswith("asyncpg.") else getattr(connection, "closed", False)
-    except Exception:  # noqa: BLE001  # asyncpg's, of a connection that has gone back to its pool
-        closed = True
+    closed = getattr(connection, "closed", False)
+    broken = getattr(connection, "broken", False) is True or closed == _PSYCOPG2_BROKEN
+    if name.startswith("asyncpg."):
+        try:
+            # It hears of its server's end by itself, and does not tell that from its own close().
+            closed = broken = connection.is_closed()
+        except Exception:  # noqa: BLE001  # its own, of a connection that has gone back to its pool
+            closed = True
+    if broken:
+        raise DatabaseUnreachable(
+            f"the connection of conn= is closed ({name}): it broke, or was closed before this call. Try again with one "
+            "that is open"
+        )
     if isinstance(closed, int) and closed:  # psycopg2 has numbers
         raise InvalidArgument(f"conn= is closed ({name}): give one that is open")
