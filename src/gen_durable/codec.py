@@ -125,7 +125,8 @@ class StateCodec:
         Raises:
             InvalidState: an unknown or missing field, a wrong type, or a value that can't be stored.
         """
-        if unknown := values.keys() - self._fields.keys():
+        if not values.keys() <= self._fields.keys():
+            unknown = values.keys() - self._fields.keys()
             known = ", ".join(self._fields) or "none"
             raise InvalidState(f"{self.owner}: there is no field {sorted(unknown)[0]!r}; its fields are: {known}")
         whole = {}

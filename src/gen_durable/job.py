@@ -108,6 +108,10 @@ class JobFunction(Generic[CallP, BindP, R]):
         self.func = func
         self.__durable__ = spec
         self._signature = signature
+        parameters = signature.parameters.values()
+        named = all(p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) for p in parameters)
+        self._known = frozenset(p.name for p in parameters if named)
+        self._required = frozenset(p.name for p in parameters if p.default is p.empty)
 
     def __call__(self, *args: CallP.args, **kwargs: CallP.kwargs) -> R:
         """Run the function here and now, as if it were not a job."""
@@ -119,6 +123,8 @@ class JobFunction(Generic[CallP, BindP, R]):
         Raises:
             InvalidState: the arguments don't fit the function, or can't be stored.
         """
+        if not args and self._required <= kwargs.keys() <= self._known:
+            return self.__durable__.cls(**kwargs)
         try:
             bound = self._signature.bind(*args, **kwargs)
         except TypeError as error:

@@ -40,7 +40,7 @@ def page(browser: Client, path: str = LIST, **query: Any) -> str:
 
 def test_a_list_with_search_and_filters(visit: Callable[..., Client]) -> None:
     """By id, by the beginning of a key, by machine, status and queue."""
-    name = uuid.uuid4().hex
+    name = f"shop {uuid.uuid4().hex}"  # no number begins it
     one = client().insert(Checkout(order=1), key=f"{name}:one")
     two = client().insert(Checkout(order=2), key=f"{name}:two", delay=3600)
     task = jobs.note.enqueue(name)

@@ -59,10 +59,16 @@ def demo(database_url: str, own: str) -> Callable[..., subprocess.Popen[str]]:
         environment = {**os.environ, "GEN_DURABLE_DATABASE_URL": database_url}
         command = [*DEMO, "--schema", own, *arguments]
         return subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            preexec_fn=_interruptible,
+        )  # fmt: skip
 
     return start
+
+
+def _interruptible() -> None:
+    """A shell's background jobs ignore SIGINT, and so would what they start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def processes_of(schema: str) -> list[int]:

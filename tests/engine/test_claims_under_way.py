@@ -105,7 +105,7 @@ async def test_a_drain_whose_time_is_up_amid_a_step_that_wakes_another(build: Bu
 
         await eventually(settled)
         caller = await engine.insert(Caller(), key="c")
-        statement = "signalling/send" if call == "signal" else "inserting/insert"
+        statement = "signalling/send" if call == "signal" else "inserting/"
         gate = Gate(engine, statement=statement)
         await asyncio.wait_for(gate.reached.wait(), LONG)
         await engine.stop()
@@ -240,7 +240,7 @@ async def test_a_cancel_that_overtakes_the_answer_of_a_claim(build: Build, call:
             calling = asyncio.create_task(engine.signal(handle.id, "go", 1))
             id_ = handle.id
         else:
-            gate = Gate(engine, statement="signalling/send" if call == "signal" else "inserting/insert")
+            gate = Gate(engine, statement="signalling/send" if call == "signal" else "inserting/")
             reached, go = gate.reached, gate.open
             if call == "signal":
                 calling, id_ = asyncio.create_task(engine.signal(handle.id, "go", 1)), handle.id

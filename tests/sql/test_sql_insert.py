@@ -10,7 +10,7 @@ import pytest
 from sql_stage import Connection, Stage, encode, outcome
 
 from gen_durable._store.connection import set_up
-from gen_durable._store.inserting import LaneKey, NewInstance, ensure_lanes, insert_all
+from gen_durable._store.inserting import LaneKey, NewInstance, PlainInstance, ensure_lanes, insert_all
 from gen_durable._store.operation import drive
 
 
@@ -83,12 +83,7 @@ async def test_an_unknown_lane_is_missing_from_the_answer(stage: Stage) -> None:
     answer = await stage.run("inserting/insert", rows=rows, notify=True, soon=1.0, worker=None)
     assert [row[0] for row in answer] == [1]
     with pytest.raises(LookupError, match="lane"):
-        await drive(
-            insert_all(stage.sql, [NewInstance(999, "s", msgspec.Raw(b"{}"))]),
-            lambda request: stage.run(
-                request.statement.name, **dict(zip(request.statement.parameters, request.parameters, strict=True))
-            ),
-        )
+        await drive(insert_all(stage.sql, [NewInstance(999, "s", msgspec.Raw(b"{}"))]), by_hand(stage))
 
 
 async def test_a_row_that_is_refused_leaves_the_call_undone(stage: Stage) -> None:
@@ -283,3 +278,108 @@ async def test_a_queue_can_be_paused_before_it_has_lanes(stage: Stage) -> None:
     lane = await stage.lane("new")
     await stage.insert({"lane": lane})
     assert await stage.claim((lane, 0, 1)) == []
+
+
+# Rows that differ only in their states --------------------------------------------------------------
+
+
+def plain(lane: int, *states: Any, **more: Any) -> dict[str, Any]:
+    given = {"states": encode(states), "lane": lane, "step": "one", "priority": 3, "notify": True, "worker": None}
+    return given | {"parent_id": None, "parent_spawn": None} | more
+
+
+@pytest.mark.parametrize("parent", [(None, None), (5, 2)])
+@pytest.mark.parametrize("worker", [None, 7, 8], ids=["no worker", "a worker", "one that is not there"])
+@pytest.mark.parametrize("queue", ["open", "paused", "capped"])
+async def test_plain_comes_to_the_same_as_insert(
+    stage: Stage, ear: Connection, queue: str, worker: int | None, parent: tuple[int | None, int | None]
+) -> None:
+    """R17, R19, R20, R25: whichever statement it is, the rows are the same, and who is told of them."""
+    lane = await stage.lane()
+    await stage.register(7)
+    if queue == "paused":
+        await stage.run("queues/pause", queue="q", paused=True)
+    elif queue == "capped":
+        await stage.ask("INSERT INTO {schema}.limits (kind, name, amount, changed_at) VALUES ('queue', 'q', 5, now())")
+    await stage.heard(ear)
+    states = [{"a": [1, None, "\u00e9", 1.5e300]}, {}, {"b": {"c": "\\"}}]
+    rows = [
+        {"lane": lane, "step": "one", "state": state, "priority": 3, "parent_id": parent[0], "parent_spawn": parent[1]}
+        for state in states
+    ]
+    slow = await stage.run("inserting/insert", rows=encode(rows), notify=True, soon=5.0, worker=worker)
+    heard = await stage.heard(ear)
+    quick = await stage.run(
+        "inserting/plain",
+        **plain(lane, *states, worker=worker, parent_id=parent[0], parent_spawn=parent[1]),
+    )
+    assert await stage.heard(ear) == heard
+    query = (
+        "SELECT to_jsonb(i) - ARRAY['id', 'due_at', 'inserted_at', 'updated_at'] "
+        "|| jsonb_build_object('same', due_at = inserted_at AND inserted_at = updated_at) "
+        "FROM {schema}.instances i WHERE id = ANY (%s) ORDER BY id"
+    )
+    one = await stage.ask(query, sorted(row[1] for row in slow))
+    two = await stage.ask(query, [row[0] for row in quick])
+    assert two == one
+    assert len(two) == 3
+    assert [row[1:] for row in quick] == [(told, at and quick[0][2]) for _, _, told, at in slow]
+    assert {at for _, _, at in quick} <= {None, await stage.value("SELECT max(due_at) FROM {schema}.instances")}
+
+
+@pytest.mark.parametrize("steady", [True, False])
+async def test_plain_answers_in_the_order_of_its_list(stage: Stage, connect: Any, steady: bool) -> None:
+    """R17: the ids are those of the states at the same places, on any session."""
+    lanes = [await stage.lane(f"q{n}") for n in range(40)]
+    await stage.ask("ANALYZE {schema}.lanes")
+    client: Connection = await connect()
+    await set_up(client, steady=steady)
+    answer = await stage.run("inserting/plain", on=client, **plain(lanes[7], *[{"n": n} for n in range(2000)]))
+    ids = [row[0] for row in answer]
+    assert ids == sorted(set(ids))
+    found = await stage.ask("SELECT state->>'n' FROM {schema}.instances ORDER BY id")
+    assert [row[0] for row in found] == [str(n) for n in range(2000)]
+
+
+async def test_plain_of_an_unknown_lane_inserts_nothing(stage: Stage) -> None:
+    assert await stage.run("inserting/plain", **plain(999, {})) == []
+    with pytest.raises(LookupError, match="lane"):
+        await drive(insert_all(stage.sql, [PlainInstance(999, "s", msgspec.Raw(b"{}"))]), by_hand(stage))
+    assert await stage.ask("SELECT FROM {schema}.instances") == []
+
+
+async def test_which_statement_inserts(stage: Stage) -> None:
+    """Only rows that are alike in all but their states go the short way; each answer belongs to its row."""
+    one, two = await stage.lane("q"), await stage.lane("r")
+    used: list[str] = []
+
+    def row(lane: int, number: int, kind: type[NewInstance] = PlainInstance, **more: Any) -> NewInstance:
+        return kind(lane, "s", msgspec.Raw(b"%d" % number), **more)
+
+    short, full = ["inserting/plain"], ["inserting/insert"]
+    for rows, expected in [
+        ([row(one, 1), row(one, 2)], short),
+        ([row(one, 3, parent_id=1, parent_spawn=1), row(one, 4, parent_id=1, parent_spawn=1)], short),
+        ([row(one, 5), row(two, 6)], full),
+        ([row(one, 7), row(one, 8, NewInstance, priority=1)], full),
+        ([row(one, 9, parent_id=1, parent_spawn=1), row(one, 10, parent_id=2, parent_spawn=1)], full),
+        ([row(one, 11, parent_id=1, parent_spawn=1), row(one, 12, parent_id=1, parent_spawn=2)], full),
+        ([], []),
+    ]:
+        used.clear()
+        answer = await drive(insert_all(stage.sql, rows), by_hand(stage, used))
+        assert used == expected
+        for given, place in zip(rows, answer.placed, strict=True):
+            columns = "state, lane, priority, parent_id, parent_spawn"
+            wanted = (bytes(given.state), given.lane, given.priority, given.parent_id, given.parent_spawn)
+            assert await stage.row(place.id, columns) == wanted
+
+
+def by_hand(stage: Stage, used: list[str] | None = None) -> Any:
+    def run(request: Any) -> Any:
+        if used is not None:
+            used.append(request.statement.name)
+        named = dict(zip(request.statement.parameters, request.parameters, strict=True))
+        return stage.run(request.statement.name, **named)
+
+    return run

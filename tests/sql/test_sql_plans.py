@@ -96,6 +96,8 @@ def calls(mine: list[tuple[int, int]]) -> list[Call]:
     ]
     first = sorted({BIG, *(id_ for id_, _ in mine[: 3 * BATCH])})
     ids = [id_ for id_, _ in mine[:BATCH]] + [2 * ROWS + n for n in range(1, BATCH + 1)]
+    plain = {"states": encode([{}] * BATCH), "step": "s", "priority": 0, "notify": True}
+    plain |= {"parent_id": None, "parent_spawn": None}
     rows = [{"lane": 1 + n % 2, "step": "s", "state": {}} | ({"key": f"new{n}"} if n % 2 else {}) for n in range(BATCH)]
     claims = [{"id": id_, "rev": rev} for id_, rev in mine[:BATCH]]
     reap = {"worker": 0, "heard": True, "watched": True, "lease": 0.003, "grace": 1.0, "batch": BATCH, "keep": True}
@@ -145,6 +147,7 @@ def calls(mine: list[tuple[int, int]]) -> list[Call]:
         Call("heartbeat", "workers/heartbeat", {"worker": ME, "locked": False, "lanes": [1]}, set(), 0, 30),
         Call("insert", "inserting/insert", {"rows": encode(rows), "notify": True, "soon": 5.0, "worker": ME}, set(), 0,
              3000),
+        Call("insert, plain", "inserting/plain", plain | {"lane": 1, "worker": ME}, set(), 0, 3000),
         Call("holders", "inserting/holders", {"keys": encode([f"k{20 * n}" for n in range(1, BATCH + 1)])},
              {"instances_key"}, BATCH, 800),
         Call("by id, live", "reading/by_id", {"id": ROWS // 2}, id_, 1, 40),
@@ -192,6 +195,7 @@ POOLED = {
 # What the client sends, on sessions that leave the planner more ways.
 CLIENT = {
     "inserting/insert",
+    "inserting/plain",
     "inserting/holders",
     "inserting/replace",
     "inserting/ids",

@@ -19,6 +19,7 @@ __all__ = [
     "LaneKey",
     "NewInstance",
     "Placed",
+    "PlainInstance",
     "ensure_lanes",
     "in_one",
     "insert_all",
@@ -70,6 +71,13 @@ class NewInstance(msgspec.Struct, omit_defaults=True):
     def limited(self) -> bool:
         """Whether it waits in a line when it is due."""
         return self.gate is not None or self.rate is not None
+
+
+class PlainInstance(NewInstance):
+    """One at its machine's first step, with its machine's priority, due now, and neither a key nor a limit.
+
+    So those of one lane differ only in their states.
+    """
 
 
 class Placed(NamedTuple):
@@ -163,6 +171,8 @@ def insert_all(
     come into being claimed where the database agrees (``births``: only the first so many), and are handed over as
     soon as their statement has answered: in a transaction it is for the birth to wait for the commit.
     """
+    if rows and _alike(rows):
+        return (yield from _insert_plain(sql, rows, notify=notify, birth=birth, births=births))
     told = notify
     placed: dict[int, Placed] = {}
     firsts: dict[str, int] = {}
@@ -215,6 +225,43 @@ def insert_all(
         waiting = again
     placed |= {place: Placed(placed[first].id, duplicate=True) for place, first in repeats}
     return Inserting([placed[place] for place in range(len(rows))], told)
+
+
+def _alike(rows: list[NewInstance]) -> bool:
+    """Whether nothing but their states tells them apart."""
+    first = rows[0]
+    lane, parent_id, spawn = first.lane, first.parent_id, first.parent_spawn
+    return all(
+        type(row) is PlainInstance and row.lane == lane and row.parent_id == parent_id and row.parent_spawn == spawn
+        for row in rows
+    )
+
+
+def _insert_plain(
+    sql: Catalog, rows: list[NewInstance], *, notify: bool, birth: Birth | None, births: int | None
+) -> Operation[Inserting]:
+    told = notify
+    placed: list[Placed] = []
+    first = rows[0]
+    for chunk in _chunks(enumerate(rows), births):
+        claims = birth is not None and (births is None or chunk[0][0] < births)
+        answer = yield sql["inserting/plain"].bind(
+            states=(b"[" + b",".join([row.state for _, row in chunk]) + b"]").decode(),
+            lane=first.lane,
+            step=first.step,
+            priority=first.priority,
+            parent_id=first.parent_id,
+            parent_spawn=first.parent_spawn,
+            notify=notify,
+            worker=birth.worker if birth is not None and claims else None,
+        )
+        if len(answer) != len(chunk):
+            raise LaneGone
+        told = told and bool(answer[0][1])
+        placed += [Placed(new_id, False) for new_id, _, _ in answer]
+        if birth is not None and answer[0][2] is not None:
+            birth.born([Born(new_id, row, at) for (_, row), (new_id, _, at) in zip(chunk, answer, strict=True)])
+    return Inserting(placed, told)
 
 
 def replace_or_insert(sql: Catalog, row: NewInstance, *, notify: bool = True, soon: float = 60.0) -> Operation[Placed]:

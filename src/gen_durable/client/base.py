@@ -90,6 +90,7 @@ class Base:
         self._ear = self._make_ear()
         self._home = Home(self._session.fetch)
         self._lanes: dict[LaneKey, int] = {}
+        self._own: dict[type, tuple[MachineSpec, LaneKey]] = {}  # of classes that were inserted
         # The burst of each rate limit.
         self._rates: dict[str, float] = {name: rate.burst for name, rate in settings.rate_limits.items()}
         self._known_queues: set[str] = {*settings.queues, *(spec.queue for spec in settings.machines)}

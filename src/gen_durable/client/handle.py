@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from gen_durable.snapshot import Snapshot, Why
 
@@ -13,8 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["Handle", "Inserted", "SyncHandle", "SyncInserted"]
 
 
-@dataclass(frozen=True, slots=True)
-class Handle:
+class Handle(msgspec.Struct, frozen=True):
     """An inserted instance.
 
     Attributes:
@@ -52,8 +52,7 @@ class Handle:
         return f"Handle(id={self.id}, key={self.key!r}, machine={self.machine!r})"
 
 
-@dataclass(frozen=True, slots=True)
-class Inserted:
+class Inserted(msgspec.Struct, frozen=True):
     """What became of one item of ``insert_many``.
 
     Attributes:
@@ -70,8 +69,7 @@ class Inserted:
         return self.handle.id
 
 
-@dataclass(frozen=True, slots=True)
-class SyncHandle:
+class SyncHandle(msgspec.Struct, frozen=True):
     """An inserted instance, to those who can't await; see :class:`Handle`.
 
     Attributes:
@@ -109,8 +107,7 @@ class SyncHandle:
         return f"SyncHandle(id={self.id}, key={self.key!r}, machine={self.machine!r})"
 
 
-@dataclass(frozen=True, slots=True)
-class SyncInserted:
+class SyncInserted(msgspec.Struct, frozen=True):
     """What became of one item of a :class:`SyncClient`'s ``insert_many``.
 
     Attributes:

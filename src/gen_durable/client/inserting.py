@@ -7,15 +7,23 @@ import builtins
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from operator import is_
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import msgspec
 
 from gen_durable._caller import Runs
 from gen_durable._checks import check_name, check_priority, check_seconds
-from gen_durable._store.inserting import LaneKey, NewInstance, Placed, in_one, insert_all, replace_or_insert
+from gen_durable._store.inserting import (
+    LaneKey,
+    NewInstance,
+    Placed,
+    PlainInstance,
+    in_one,
+    insert_all,
+    replace_or_insert,
+)
 from gen_durable.client.handle import Handle, Inserted
 from gen_durable.client.waiting import WaitingCalls
 from gen_durable.config import LONGEST_POLL
@@ -39,10 +47,10 @@ Conflict: TypeAlias = Literal["raise", "existing", "replace"]
 Checked: TypeAlias = tuple[MachineSpec, LaneKey, NewInstance]
 
 AT_A_TIME = 500  # children that are checked without a pause
+_NONE = (None, None, None, None, None, None, KEEP, KEEP, KEEP)
 
 
-@dataclass(frozen=True, slots=True)
-class BulkItem:
+class BulkItem(msgspec.Struct, frozen=True):
     """One instance of an ``insert_many``, with options of its own; they mean what they mean in ``insert``."""
 
     instance: Machine
@@ -55,6 +63,11 @@ class BulkItem:
     concurrency_key: KeyOption = KEEP
     rate_limit: KeyOption = KEEP
     weight: WeightOption = KEEP
+
+
+def _item(instance: Machine, options: tuple[Any, ...]) -> Machine | BulkItem:
+    """An instance with the options of a call, where any was given."""
+    return instance if all(map(is_, options, _NONE)) else BulkItem(instance, *options)
 
 
 class InsertingCalls(WaitingCalls):
@@ -106,7 +119,7 @@ class InsertingCalls(WaitingCalls):
         """
         if on_conflict not in ("raise", "existing", "replace"):
             raise InvalidArgument(f'on_conflict={on_conflict!r}: use "raise", "existing" or "replace"')
-        item = BulkItem(instance, key, queue, priority, delay, at, scope, concurrency_key, rate_limit, weight)
+        item = _item(instance, (key, queue, priority, delay, at, scope, concurrency_key, rate_limit, weight))
         if on_conflict == "replace":
             inserted = await self._replace(item, conn)
         else:
@@ -131,14 +144,15 @@ class InsertingCalls(WaitingCalls):
             DatabaseUnreachable: no connection, or it broke.
         """
         runs = self._over(conn)
-        checked = [await self._checked(item if isinstance(item, BulkItem) else BulkItem(item)) for item in items]
+        checked = await self._check_all(items)
         if not checked:
             return []
         await self._place(checked, conn)
         rows = [row for _, _, row in checked]
         placed = await (self._insert_here(checked) if conn is None else self._insert_there(runs, rows))
+        client = cast("Client", self)
         return [
-            Inserted(self._handle(place.id, row.key, spec.name), place.duplicate)
+            Inserted(Handle(place.id, row.key, spec.name, client), place.duplicate)
             for (spec, _, row), place in zip(checked, placed, strict=True)
         ]
 
@@ -151,16 +165,19 @@ class InsertingCalls(WaitingCalls):
 
     async def _insert_here(self, checked: Sequence[Checked]) -> builtins.list[Placed]:
         """On this client's own connections, where the worker of this process may take the rows at once."""
-        queues = {lane.queue for _, lane, row in checked if not (row.delay or row.limited)}  # "at" may have passed
-        later = any(row.delay or row.at is not None for _, _, row in checked)
         rows = [row for _, _, row in checked]
-        limited = any(row.limited for row in rows)
+        special = [row for row in rows if type(row) is not PlainInstance]
+        waits = [row.delay or 0.0 for row in special if row.delay or row.at is not None]
+        later = bool(waits)
+        limited = any(row.limited for row in special)
+        # One with an "at" may be due, too.
+        counts = Counter([lane.queue for _, lane, row in checked if not (special and (row.delay or row.limited))])
+        queues = set(counts)
         birth = None
         if self._local is not None and not (later or limited):
-            birth = self._local.expect(Counter(row.lane for row in rows))
+            birth = self._local.expect(Counter([row.lane for row in rows]))
         others: set[str] = set()
         if birth is None:
-            counts = Counter(lane.queue for _, lane, row in checked if not (row.delay or row.limited))
             others = {queue for queue in queues if self._local is None or not self._local.takes(queue, counts[queue])}
         sent = time.monotonic()
         notify = self._bell.rides_along(others) or later or limited
@@ -178,7 +195,6 @@ class InsertingCalls(WaitingCalls):
             for queue in others:
                 self._bell.later(queue)
         if self._local is not None:
-            waits = [row.delay or 0.0 for _, _, row in checked if row.delay or row.at is not None]
             self._local.inserted(queues, min(waits, default=None))
             if limited:
                 self._local.knocked()
@@ -187,7 +203,7 @@ class InsertingCalls(WaitingCalls):
     def _handle(self, instance_id: int, key: str | None, machine: str) -> Handle:
         return Handle(instance_id, key, machine, cast("Client", self))
 
-    async def _replace(self, item: BulkItem, conn: Any) -> Inserted:
+    async def _replace(self, item: Machine | BulkItem, conn: Any) -> Inserted:
         runs = self._over(conn)
         spec, lane, row = await self._checked(item)
         if row.key is None or row.scope == 0:
@@ -204,11 +220,11 @@ class InsertingCalls(WaitingCalls):
         """The rows of a spawn's children, checked."""
         checked = []
         for number, child in enumerate(children, 1):
-            item = BulkItem(
-                child.instance, child.key, child.queue, child.priority, child.delay, child.at,
-                concurrency_key=child.concurrency_key, rate_limit=child.rate_limit, weight=child.weight,
+            options = (
+                child.key, child.queue, child.priority, child.delay, child.at, None,
+                child.concurrency_key, child.rate_limit, child.weight,
             )  # fmt: skip
-            checked.append(await self._checked(item))
+            checked.append(await self._checked(_item(child.instance, options)))
             if number % AT_A_TIME == 0:
                 await asyncio.sleep(0)  # others get their turn
         await self._place(checked)
@@ -219,23 +235,47 @@ class InsertingCalls(WaitingCalls):
         for _, lane, row in checked:
             row.lane = lanes[lane]
 
-    async def _checked(self, item: BulkItem) -> Checked:
-        """An item's row. Before a rate is refused, what others may have set since is read once."""
-        try:
-            return self._check(item)
-        except RateRefused:
-            await self._load_rates()
-        try:
-            return self._check(item)
-        except RateRefused as error:
-            raise InvalidArgument(str(error)) from None
+    async def _checked(self, item: Machine | BulkItem) -> Checked:
+        """An item's row."""
+        return (await self._check_all([item]))[0]
 
-    def _check(self, item: BulkItem) -> Checked:
+    async def _check_all(self, items: Iterable[Machine | BulkItem]) -> builtins.list[Checked]:
+        """Items' rows. Before a rate is refused, what others may have set since is read once."""
+        checked = []
+        for item in items:
+            try:
+                checked.append(self._check(item))
+            except RateRefused:
+                await self._load_rates()
+                try:
+                    checked.append(self._check(item))
+                except RateRefused as error:
+                    raise InvalidArgument(str(error)) from None
+        return checked
+
+    def _check(self, item: Machine | BulkItem) -> Checked:
+        if isinstance(item, BulkItem):
+            return self._check_options(item)
+        spec, lane = self._of(item)
+        if spec.limited:
+            return self._check_options(BulkItem(item))
+        state, _ = self._state(spec, item)
+        return spec, lane, PlainInstance(0, spec.initial, msgspec.Raw(state), None, spec.priority)
+
+    def _of(self, instance: Any) -> tuple[MachineSpec, LaneKey]:
+        """What a machine is, and its usual lane."""
+        found = self._own.get(type(instance))
+        if found is None:
+            spec = self._registered(instance)
+            found = self._own[type(instance)] = spec, LaneKey(spec.queue, spec.name, spec.version)
+        return found
+
+    def _registered(self, instance: Any) -> MachineSpec:
         try:
-            spec = spec_of(item.instance)
+            spec = spec_of(instance)
         except ConfigurationError as error:
             raise InvalidArgument(str(error)) from None
-        if isinstance(item.instance, type) or not isinstance(item.instance, Machine):
+        if isinstance(instance, type) or not isinstance(instance, Machine):
             raise InvalidArgument(
                 f"{spec.name} itself can't be inserted: give an instance, {spec.name}(...), or a bound job, "
                 f"{spec.name}.bind(...)"
@@ -246,12 +286,21 @@ class InsertingCalls(WaitingCalls):
                 f"{spec.name} version {spec.version} is not registered with the engine {self._settings.name!r} "
                 f"(it knows {known}): add it to machines="
             )
-        state, values = spec.codec.validated(item.instance.__dict__)
+        return spec
+
+    def _state(self, spec: MachineSpec, instance: Machine) -> tuple[bytes, dict[str, Any]]:
+        """Its state as it is stored, and as a step will get it."""
+        state, values = spec.codec.validated(instance.__dict__)
         if len(state) > self._settings.max_state_bytes:
             raise InvalidState(
                 f"the state of {spec.name} takes {len(state)} bytes, more than "
                 f"max_state_bytes={self._settings.max_state_bytes}; keep large data elsewhere and refer to it"
             )
+        return state, values
+
+    def _check_options(self, item: BulkItem) -> Checked:
+        spec, lane = self._of(item.instance)
+        state, values = self._state(spec, item.instance)
         row = NewInstance(
             0,
             spec.initial,
@@ -270,8 +319,9 @@ class InsertingCalls(WaitingCalls):
             raise InvalidArgument(f"delay={item.delay!r} and at={item.at!r} were both given: give one of them")
         if spec.limited or not (item.concurrency_key is item.rate_limit is item.weight is KEEP):
             self._limit(spec, item, spec.load(values), row)
-        queue = spec.queue if item.queue is None else check_name(item.queue, "queue")
-        return spec, LaneKey(queue, spec.name, spec.version), row
+        if item.queue is not None:
+            lane = LaneKey(check_name(item.queue, "queue"), spec.name, spec.version)
+        return spec, lane, row
 
     def _limit(self, spec: MachineSpec, item: BulkItem, machine: Machine, row: NewInstance) -> None:
         """Writes into a row what it is held to."""
