@@ -14,7 +14,10 @@ from gen_durable.errors import DatabaseUnreachable, EngineStateError
 
 __all__ = ["Bell", "SilentBell"]
 
-COALESCE_SECONDS = 0.005
+COALESCE_SECONDS = 0.004
+"""An insert carries a notification if none has for so long."""
+PATIENCE_SECONDS = 0.006
+"""A row of which nobody was told waits so long for such an insert: one that follows soon gets its chance."""
 
 
 class Bell:
@@ -30,7 +33,8 @@ class Bell:
         self._sql = sql
         self._sent: dict[str, float] = {}  # when the last insert that may tell was sent
         self._told: dict[str, float] = {}  # when the last one was sent that is known to have told
-        self._untold: dict[str, float] = {}  # when the last row came of which nobody was told
+        self._first: dict[str, float] = {}  # since when somebody may have to be told of rows
+        self._last: dict[str, float] = {}  # when the last row came that told nobody itself
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._ringing: set[asyncio.Task[None]] = set()
 
@@ -52,16 +56,34 @@ class Bell:
 
     def later(self, queue: str) -> None:
         """A row of the queue is there and nobody was told: see to it that somebody is, soon."""
-        self._untold[queue] = time.monotonic()
+        now = self._last[queue] = time.monotonic()
         if queue not in self._timers:
-            loop = asyncio.get_running_loop()
-            self._timers[queue] = loop.call_later(COALESCE_SECONDS, self._ring, queue)
+            self._first[queue] = now
+            self._ring_in(queue, PATIENCE_SECONDS)
 
-    def _ring(self, queue: str) -> None:
+    def _ring_in(self, queue: str, seconds: float, *, patient: bool = True) -> None:
+        self._timers[queue] = asyncio.get_running_loop().call_later(seconds, self._ring, queue, patient)
+
+    def _ring(self, queue: str, patient: bool) -> None:
+        """Tells of a queue's rows, where no insert has done it or is about to.
+
+        An insert that was sent after a row was there tells of the row too.
+        """
         del self._timers[queue]
-        since = self._untold.pop(queue)
-        if self._told.get(queue, 0.0) > since:
-            return  # an insert that was sent after the row was there has told
+        told, sent = self._told.get(queue, 0.0), self._sent.get(queue, 0.0)
+        if told > self._last[queue]:
+            return
+        if told > self._first[queue]:
+            self._first[queue], patient = told, True
+        early = self._first[queue] + PATIENCE_SECONDS - time.monotonic()
+        if early > 0:
+            self._ring_in(queue, early)
+        elif patient and sent > self._first[queue]:  # one is on its way; it may fail
+            self._ring_in(queue, PATIENCE_SECONDS, patient=False)
+        else:
+            self._tell_now(queue)
+
+    def _tell_now(self, queue: str) -> None:
         self._sent[queue] = time.monotonic()
         self.send(wake(self._sql, [f"q:{queue}"]))
 
@@ -77,9 +99,11 @@ class Bell:
 
     async def close(self) -> None:
         """Tells at once of what is still untold."""
-        for queue, timer in list(self._timers.items()):
+        for queue, timer in self._timers.items():
             timer.cancel()
-            self._ring(queue)
+            if self._told.get(queue, 0.0) <= self._last[queue]:
+                self._tell_now(queue)
+        self._timers.clear()
         await asyncio.gather(*self._ringing, return_exceptions=True)
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import select
-from collections.abc import AsyncIterator
-from typing import Any
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, TypeAlias
 
 import psycopg
 from psycopg import AsyncConnection, Connection
+from psycopg.pq import TransactionStatus
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
 from gen_durable._store.connection import cut, fetch, forbidden, open_connection, set_up, unreachable
@@ -20,6 +22,12 @@ from gen_durable.errors import DatabaseUnreachable, EngineStateError, InvalidArg
 
 __all__ = ["Session", "is_quiet"]
 
+KEPT_SECONDS = 60.0
+"""A connection goes back to its pool at least so often."""
+
+
+_Pool: TypeAlias = "AsyncConnectionPool[AsyncConnection[Row]]"
+
 
 class Session:
     """What runs the client's operations; open between :meth:`open` and :meth:`close`."""
@@ -27,7 +35,11 @@ class Session:
     def __init__(self, settings: Settings) -> None:
         self.url = ""
         self._settings = settings
-        self._pool: AsyncConnectionPool[AsyncConnection[Row]] | None = None
+        self._pool: _Pool | None = None
+        # The connection that was used last, kept from the pool for the next call: a visit there costs half of a call.
+        self._spare: AsyncConnection[Row] | None = None
+        self._lent = 0.0  # when the pool gave it
+        self._queued = 0  # calls that wait for the pool
 
     async def open(self, url: str) -> bool:
         """Connects and checks the schema; answers whether that has a test clock.
@@ -65,7 +77,10 @@ class Session:
     async def close(self) -> None:
         """Closes the pool; safe to call twice."""
         pool, self._pool = self._pool, None
+        spare, self._spare = self._spare, None
         if pool is not None:
+            if spare is not None:
+                await pool.putconn(spare)
             await pool.close()
 
     async def fetch(self, request: Request) -> list[Row]:
@@ -77,8 +92,10 @@ class Session:
             DatabaseError: a right is missing.
             DatabaseUnreachable: no connection, or it broke on the way.
         """
-        async with self._connection(request.statement.name) as connection:
-            return await self._watched(connection, request)
+        self.check_open()
+        with self._told(request.statement.name):
+            async with self._pooled() as connection:
+                return await self._watched(connection, request)
 
     async def call(self, operation: Operation[Any]) -> Any:
         """Runs an operation; each statement is a transaction of its own."""
@@ -90,8 +107,10 @@ class Session:
         Raises:
             as :meth:`fetch`, and what the operation itself raises; the transaction is rolled back.
         """
-        async with self._connection("a transaction") as connection:
-            return await drive_together(operation, lambda request: self._watched(connection, request))
+        self.check_open()
+        with self._told("a transaction"):
+            async with self._pooled() as connection:
+                return await drive_together(operation, lambda request: self._watched(connection, request))
 
     async def _watched(self, connection: Any, request: Request) -> list[Row]:
         timer = asyncio.get_running_loop().call_later(self._settings.statement_timeout, cut, connection)
@@ -112,12 +131,10 @@ class Session:
                 "or `async with engine.client():`"
             )
 
-    @contextlib.asynccontextmanager
-    async def _connection(self, what: str) -> AsyncIterator[Any]:
-        self.check_open()
+    @contextlib.contextmanager
+    def _told(self, what: str) -> Iterator[None]:
         try:
-            async with self._pooled() as connection:
-                yield connection
+            yield
         except (PoolTimeout, PoolClosed) as error:
             raise unreachable(self.url, error) from error
         except (psycopg.DataError, psycopg.errors.ProgramLimitExceeded, psycopg.errors.StatementTooComplex) as error:
@@ -136,11 +153,30 @@ class Session:
     async def _pooled(self) -> AsyncIterator[Any]:
         pool = self._pool
         assert pool is not None
-        connection = await pool.getconn()
+        connection = await self._take(pool)
         try:
             yield connection
         finally:
-            await pool.putconn(connection)
+            rests = connection.pgconn.transaction_status == TransactionStatus.IDLE
+            young = time.monotonic() - self._lent < KEPT_SECONDS
+            if rests and young and self._spare is None and not self._queued and self._pool is pool:
+                self._spare = connection
+            else:
+                await pool.putconn(connection)
+
+    async def _take(self, pool: _Pool) -> AsyncConnection[Row]:
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            if is_quiet(spare):
+                return spare
+            await pool.putconn(spare)  # which finds it broken when somebody asks for it
+        self._queued += 1
+        try:
+            connection = await pool.getconn()
+        finally:
+            self._queued -= 1
+        self._lent = time.monotonic()
+        return connection
 
 
 class _PooledConnection(AsyncConnection[Row]):

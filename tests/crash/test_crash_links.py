@@ -22,7 +22,7 @@ pytestmark = pytest.mark.crash
 # What a statement's parameters contain: the outcomes of a commit, the wants of a claim.
 COMMIT = b'"took":'
 CLAIM = b'"pool":'
-INSERT = b'"state":{"n":77}'
+INSERT = b'{"n":77}'
 PAST = datetime(2020, 1, 1, tzinfo=UTC)  # a row with a time of its own is not born claimed
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import psycopg
 from psycopg import AsyncConnection, Connection, conninfo
 from psycopg.adapt import Loader
+from psycopg.pq import ExecStatus
 from psycopg.rows import tuple_row
 
 from gen_durable._store.operation import Operation, Request, Row, Statement, drive, drive_sync
@@ -25,6 +26,7 @@ __all__ = [
     "fetch_at_once",
     "fetch_sync",
     "forbidden",
+    "has_rows",
     "open_connection",
     "open_sync",
     "parse_url",
@@ -237,7 +239,7 @@ async def fetch(connection: AsyncConnection[Row], request: Request) -> list[Row]
     """Runs one request on an async connection."""
     cursor = psycopg.AsyncRawCursor(connection, row_factory=tuple_row)
     await cursor.execute(request.statement.text, request.parameters)
-    return await cursor.fetchall() if cursor.description else []
+    return await cursor.fetchall() if has_rows(cursor) else []
 
 
 async def fetch_at_once(connection: AsyncConnection[Row], requests: list[Request]) -> list[list[Row]]:
@@ -252,14 +254,19 @@ async def fetch_at_once(connection: AsyncConnection[Row], requests: list[Request
             cursor = psycopg.AsyncRawCursor(connection, row_factory=tuple_row)
             await cursor.execute(request.statement.text, request.parameters)
             cursors.append(cursor)
-    return [await cursor.fetchall() if cursor.description else [] for cursor in cursors]
+    return [await cursor.fetchall() if has_rows(cursor) else [] for cursor in cursors]
 
 
 def fetch_sync(connection: Connection[Row], request: Request) -> list[Row]:
     """Runs one request on a blocking connection."""
     cursor = psycopg.RawCursor(connection, row_factory=tuple_row)
     cursor.execute(request.statement.text, request.parameters)
-    return cursor.fetchall() if cursor.description else []
+    return cursor.fetchall() if has_rows(cursor) else []
+
+
+def has_rows(cursor: psycopg.AsyncCursor[Row] | psycopg.Cursor[Row]) -> bool:
+    """Whether its answer is a table; asked of ``description``, that would make objects of all columns first."""
+    return cursor.pgresult is not None and cursor.pgresult.status == ExecStatus.TUPLES_OK
 
 
 def cut(connection: AsyncConnection[Row] | Connection[Row]) -> None:

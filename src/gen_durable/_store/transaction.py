@@ -16,7 +16,7 @@ from psycopg.pq import Escaping, ExecStatus, TransactionStatus
 from psycopg.rows import tuple_row
 from psycopg.sql import Literal
 
-from gen_durable._store.connection import _arguments
+from gen_durable._store.connection import _arguments, has_rows
 from gen_durable._store.operation import Catalog, Request, Row
 from gen_durable.errors import TransactionEnded, TransactionError
 
@@ -366,11 +366,6 @@ def _numbers(result: Any) -> list[Row]:
     return [tuple(None if value is None else int(value) for value in row) for row in rows]
 
 
-def _has_rows(cursor: Any) -> bool:
-    """What the description would tell, which is made anew at each look."""
-    return cursor.pgresult is not None and cursor.pgresult.nfields > 0
-
-
 async def commit(connection: StepConnection, requests: list[Request]) -> list[list[Row]]:
     """Runs statements of ours and commits, in one round trip where the session is the client's own."""
     if not connection.own_session:
@@ -397,7 +392,7 @@ def commit_sync(connection: StepConnectionSync, requests: list[Request]) -> list
     cursor.execute(_script(connection, requests), prepare=False)
     answers = []
     for _ in requests:
-        answers.append(cursor.fetchall() if _has_rows(cursor) else [])
+        answers.append(cursor.fetchall() if has_rows(cursor) else [])
         cursor.nextset()
     return answers
 
@@ -409,7 +404,7 @@ async def run(connection: StepConnection, request: Request | bytes) -> list[Row]
         return []
     cursor = psycopg.AsyncRawCursor(connection, row_factory=tuple_row)
     await cursor.execute(request.statement.text, request.parameters, prepare=connection.own_session)
-    return await cursor.fetchall() if cursor.description else []
+    return await cursor.fetchall() if has_rows(cursor) else []
 
 
 def run_sync(connection: StepConnectionSync, request: Request | bytes) -> list[Row]:
@@ -419,4 +414,4 @@ def run_sync(connection: StepConnectionSync, request: Request | bytes) -> list[R
         return []
     cursor = psycopg.RawCursor(connection, row_factory=tuple_row)
     cursor.execute(request.statement.text, request.parameters, prepare=connection.own_session)
-    return cursor.fetchall() if cursor.description else []
+    return cursor.fetchall() if has_rows(cursor) else []

@@ -13,9 +13,12 @@
 -- Plan: the one row of "place" is joined without a condition, so that no plan but a loop through the list in its order is
 --   possible.
 WITH place AS MATERIALIZED (
-    SELECT l.id AS lane, l.queue, CASE WHEN NOT l.paused AND l.queue <> ALL ({part capped}) THEN (
-        SELECT k.id FROM {schema}.workers k WHERE k.id = %(worker)s::int
-    ) END AS worker
+    SELECT l.id AS lane, l.queue, CASE
+        WHEN %(worker)s::int IS NULL THEN NULL  -- and the caps are not looked at
+        WHEN NOT l.paused AND l.queue <> ALL ({part capped}) THEN (
+            SELECT k.id FROM {schema}.workers k WHERE k.id = %(worker)s::int
+        )
+    END AS worker
     FROM {schema}.lanes l
     WHERE l.id = %(lane)s::int
 ),
