@@ -1,0 +1,126 @@
+"""One engine on one server, ready to run any workload."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from benchmarks import cpu
+from benchmarks.agents import AgentFailed, Agents
+from benchmarks.board import Board
+from benchmarks.registry import Entry
+from benchmarks.server import Server
+
+STALL = 30.0
+"""Seconds without a single finished job after which a run is given up."""
+
+
+class Bench:
+    """An engine, its databases and the board on which its workers count."""
+
+    def __init__(self, server: Server, entry: Entry, python: Path, board: Board, extra: dict[str, Any]) -> None:
+        self.server, self.entry, self.board = server, entry, board
+        self._python, self._extra = python, extra
+        self.database = f"bench_{entry.name}"
+
+    @contextmanager
+    def fresh(self, workload: str) -> Iterator[Agents]:
+        """An empty database and a clear board."""
+        url = self.server.recreate(self.database)
+        self.board.clear()
+        options = {**self.entry.settings(workload), **self._extra}
+        try:
+            yield Agents(self.entry, self._python, url, self.board, options)
+        finally:
+            self.server.drop(self.database)
+
+    def connect(self) -> psycopg.Connection[Any]:
+        return psycopg.connect(self.server.url(self.database), autocommit=True)
+
+    def vacuum(self) -> None:
+        """Statistics as on a system that has run for a while."""
+        with self.connect() as connection:
+            connection.execute("VACUUM ANALYZE")
+
+    def scaled(self, workload: str, count: int) -> int:
+        """The number of jobs for this engine."""
+        return max(1, round(count * self.entry.share.get(workload, 1.0)))
+
+    def count(self, connection: psycopg.Connection[Any], statement: str) -> int:
+        row = connection.execute(statement.encode()).fetchone()
+        assert row is not None
+        return int(row[0])
+
+
+class Costs:
+    """WAL, commits and CPU from construction to ``stop``."""
+
+    def __init__(self, bench: Bench, pids: list[int]) -> None:
+        self._server, self._database, self._pids = bench.server, bench.database, pids
+        self.commits = self._server.commits(self._database)
+        self._start = self._read()
+
+    def _read(self) -> tuple[float, int, float | None, float, float | None, float]:
+        workers = sum(cpu.seconds(pid) for pid in self._pids)
+        return (
+            time.monotonic(),
+            self._server.wal(),
+            self._server.cpu(),
+            workers,
+            cpu.busy(),
+            time.process_time(),
+        )
+
+    def stop(self) -> None:
+        self._end = self._read()
+
+    def per_job(self, jobs: int, own_commits: int = 0) -> dict[str, float]:
+        """Costs per job; to be asked when the sessions are closed: their commits are counted only then."""
+        time.sleep(0.1)  # a session's last statistics arrive while it ends
+        commits = self._server.commits(self._database) - self.commits - own_commits
+        (t0, wal0, server0, workers0, busy0, me0), (t1, wal1, server1, workers1, busy1, me1) = (
+            self._start,
+            self._end,
+        )
+        costs = {"wal_bytes": (wal1 - wal0) / jobs, "commits": commits / jobs}
+        if self._pids:
+            costs["client_ms"] = 1000 * (workers1 - workers0) / jobs
+        if server0 is not None and server1 is not None:
+            costs["server_ms"] = 1000 * (server1 - server0) / jobs
+            if busy0 is not None and busy1 is not None and self._pids:
+                others = (busy1 - busy0) - (server1 - server0) - (workers1 - workers0) - (me1 - me0)
+                costs["others_pct"] = max(0.0, 100 * others / (t1 - t0))
+        return costs
+
+
+def wait(condition: Callable[[], bool], workers: list[Any], limit: float = STALL) -> None:
+    """Wait until it holds; raises ``AgentFailed`` when a worker dies or nothing happens for ``limit`` seconds."""
+    end = time.monotonic() + limit
+    while not condition():
+        if any(worker.poll() is not None for worker in workers):
+            raise AgentFailed("a worker died")
+        if time.monotonic() > end:
+            raise AgentFailed(f"nothing happened for {limit:g} s")
+        time.sleep(0.002)
+
+
+def until_hits(bench: Bench, wanted: int, workers: list[Any]) -> None:
+    """Wait until so many bodies have run, for as long as there is some progress."""
+    while (seen := bench.board.hits()) < wanted:
+        wait(lambda seen=seen: bench.board.hits() > seen, workers)  # type: ignore[misc]
+
+
+def until_committed(bench: Bench, connection: psycopg.Connection[Any], limit: float = STALL) -> int:
+    """All bodies have run; wait for the last commits. The number of looks that it took."""
+    polls, give_up = 1, time.monotonic() + limit
+    while left := bench.count(connection, bench.entry.left):
+        if time.monotonic() > give_up:
+            raise AgentFailed(f"{bench.entry.name}: all jobs ran, {left} of them are not finished")
+        polls += 1
+        time.sleep(0.002)
+    return polls

@@ -1,0 +1,62 @@
+"""Rates: jobs and chains that are run, rows that are inserted, jobs beside jobs of another kind."""
+
+from __future__ import annotations
+
+import time
+
+from benchmarks.adapter import STEPS
+from benchmarks.agents import AgentFailed
+from benchmarks.samples import Sample
+from benchmarks.workloads.bench import Bench, Costs, until_committed, until_hits, wait
+
+
+def drain(bench: Bench, *, workload: str, kind: str, count: int, procs: int) -> Sample:
+    """Insert first, then start the workers; the clock runs from the first body to the last commit.
+
+    Raises ``AgentFailed`` when a worker dies, when it stalls, or when rows finished are not those inserted.
+    """
+    count = bench.scaled(workload, count)
+    steps = STEPS if kind == "chain" else 1
+    rows = count * (steps if bench.entry.row_per_step else 1)
+    with bench.fresh(workload) as agents:
+        agents.call("prepare", kind=kind, count=count)
+        bench.vacuum()
+        with bench.connect() as connection, agents.workers(procs) as workers:
+            wait(lambda: bench.board.ready() == procs, workers)
+            time.sleep(0.3)
+            costs = Costs(bench, [worker.pid for worker in workers])
+            bench.board.open_gate()
+            until_hits(bench, count * steps, workers)
+            polls = until_committed(bench, connection)
+            end = time.monotonic()
+            costs.stop()
+            done = bench.count(connection, bench.entry.done)
+            seconds = end - bench.board.first()
+        if done != rows:
+            raise AgentFailed(f"{bench.entry.name}: {rows} rows inserted, {done} finished")
+        return Sample(count * steps / seconds, count, costs.per_job(count * steps, polls + 1))
+
+
+def insert(bench: Bench, *, count: int, bulk: bool) -> Sample:
+    """Insert from one process, one call awaited after the other; no worker runs."""
+    count = bench.scaled("C", count) if bulk else count
+    with bench.fresh("C") as agents:
+        agents.call("prepare", kind="noop", count=0)
+        costs = Costs(bench, [])
+        answer = agents.call("insert", bulk=bulk, count=count)
+        costs.stop()
+        extras = costs.per_job(count)
+        extras["client_ms"] = 1000 * answer["cpu"] / count
+        return Sample(count / answer["seconds"], count, extras)
+
+
+def limited(bench: Bench, *, kind: str, count: int) -> Sample:
+    """Jobs with a limit, beside as many without, in turns: plain, limited, limited, plain."""
+    rates: dict[str, list[float]] = {"noop": [], kind: []}
+    others = 0.0
+    for which in ("noop", kind, kind, "noop"):
+        sample = drain(bench, workload="G", kind=which, count=count, procs=1)
+        rates[which].append(1 / sample.value)
+        others = max(others, sample.extras.get("others_pct", 0.0))
+    own, plain = 2 / sum(rates[kind]), 2 / sum(rates["noop"])
+    return Sample(own, count, {"plain": plain, "share": own / plain, "others_pct": others})
