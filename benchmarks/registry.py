@@ -32,7 +32,8 @@ class Entry:
     row_per_step: bool = False
     share: Mapping[str, float] = field(default_factory=dict)
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Settings per workload letter; ``*`` for all. The best that its documentation leads to."""
+    """Settings per workload, ``B`` or ``B.step``, whose own go first; ``*`` for all. The best that its documentation
+    leads to."""
     park: str = ""
     """SQL that makes as many parked instances as its parameter says, out of the one that is there."""
     crowd: str = ""
@@ -47,7 +48,20 @@ class Entry:
 
     def settings(self, workload: str) -> dict[str, Any]:
         """The settings of one workload."""
-        return {**self.options.get("*", {}), **self.options.get(workload, {})}
+        merged: dict[str, Any] = {}
+        for name in ("*", *reversed(_names(workload))):
+            merged |= self.options.get(name, {})
+        return merged
+
+    def scale(self, workload: str) -> float:
+        """The share of the jobs of one workload."""
+        return next((self.share[name] for name in _names(workload) if name in self.share), 1.0)
+
+
+def _names(workload: str) -> list[str]:
+    """``B.step``, and ``B``, to which it belongs."""
+    parts = workload.split(".")
+    return [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
 
 
 ENTRIES = (

@@ -39,7 +39,7 @@ def measure(
                 except AgentFailed as error:
                     failures += 1
                     able.remove(bench)
-                    progress.print(f"{task.measure.key:8} failed: {error}", style="red", markup=False)
+                    progress.print(f"{task.key:16} failed: {error}", style="red", markup=False)
                     continue
                 results.add(task.measure, bench.entry.name, sample)
                 line = _line(task, bench.entry, sample, rep, reps, time.monotonic() - start)
@@ -52,5 +52,5 @@ def _line(task: Task, entry: Entry, sample: Sample, rep: int, reps: int, took: f
     noise = sample.extras.get("others_pct", 0.0)
     note = f"  (others used {noise:.0f} % of a core)" if noise >= 20 else ""
     value = f"{sample.value:,.0f}" if sample.value >= 100 else f"{sample.value:.2f}"
-    head = f"{task.measure.key:8} {entry.name:14} {rep + 1}/{reps}"
+    head = f"{task.key:16} {entry.name:14} {rep + 1}/{reps}"
     return f"{head} {value:>9} {task.measure.unit}  in {took:.1f} s{note}"

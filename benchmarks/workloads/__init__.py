@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from benchmarks.workloads.bench import Bench
-from benchmarks.workloads.catalogue import QUICK, Sizes, Task, tasks
+from benchmarks.workloads.catalogue import QUICK, Sizes, Task, letters, tasks
 
-__all__ = ["QUICK", "Bench", "Sizes", "Task", "tasks"]
+__all__ = ["QUICK", "Bench", "Sizes", "Task", "letters", "tasks"]

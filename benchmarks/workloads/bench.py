@@ -49,7 +49,7 @@ class Bench:
 
     def scaled(self, workload: str, count: int) -> int:
         """The number of jobs for this engine."""
-        return max(1, round(count * self.entry.share.get(workload, 1.0)))
+        return max(1, round(count * self.entry.scale(workload)))
 
     def count(self, connection: psycopg.Connection[Any], statement: str) -> int:
         row = connection.execute(statement.encode()).fetchone()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -41,78 +41,115 @@ assert QUICK.latencies < MARKS
 
 @dataclass(frozen=True)
 class Task:
-    """One measure and how to take one sample of it."""
+    """One measure and how to take one sample of it; ``procs`` where it is measured by so many worker processes."""
 
-    letter: str
     measure: Measure
     run: Callable[[Bench], Sample]
+    procs: int | None = None
+
+    @property
+    def key(self) -> str:
+        return self.measure.key
+
+    @property
+    def letter(self) -> str:
+        """The workload that it belongs to."""
+        return self.key[0]
 
 
-def tasks(only: str, procs: list[int], sizes: Sizes) -> list[Task]:
-    """The tasks of the workloads named by the letters in ``only``."""
-    found = [
-        *(_draining("A", "noop", "no-op jobs", "jobs/s", sizes.jobs, workers) for workers in procs),
-        *(_draining("B", "chain", f"chains of {STEPS} steps", "steps/s", sizes.chains, workers) for workers in procs),
-        Task("C", Measure("C", "insert one by one", "rows/s"), partial(insert, count=sizes.singles, bulk=False)),
-        Task(
-            "C",
-            Measure("C.bulk", "insert 1,000 a call", "rows/s"),
-            partial(insert, count=sizes.bulk, bulk=True),
-        ),
+def letters() -> list[str]:
+    """The workloads."""
+    return list(dict.fromkeys(task.letter for task in _all([1], Sizes())))
+
+
+def tasks(only: Sequence[str], procs: Sequence[int], sizes: Sizes) -> list[Task]:
+    """The tasks that ``only`` names; a letter stands for all keys of that workload, by each of ``procs`` processes.
+
+    Raises ``ValueError`` with all keys when it names something else.
+    """
+    known = _all(sorted({1, 2, *procs}), sizes)
+    keys = {task.key.lower(): task.key for task in known}
+    named = set()
+    for name in only:
+        if name.lower() not in keys and name.upper() not in letters():
+            raise ValueError(
+                f"{name!r} is no workload and no key of one: there are {', '.join(letters())}, and the keys "
+                f"{', '.join(keys.values())}"
+            )
+        named.add(name.upper() if len(name) == 1 else keys[name.lower()])
+    return [
+        task
+        for task in known
+        if (task.letter in named and task.procs in (None, *procs)) or (len(task.key) > 1 and task.key in named)
+    ]
+
+
+def _all(procs: Sequence[int], sizes: Sizes) -> list[Task]:
+    return [
+        *_draining("A", "noop", "no-op jobs", "jobs/s", sizes.jobs, procs),
+        *_draining("B", "chain", f"chains of {STEPS} steps", "steps/s", sizes.chains, procs),
+        Task(Measure("C", "insert one by one", "rows/s"), partial(insert, count=sizes.singles, bulk=False)),
+        Task(Measure("C.bulk", "insert 1,000 a call", "rows/s"), partial(insert, count=sizes.bulk, bulk=True)),
         _latency("D", "same process", sizes.latencies, local=True),
         _latency("D.other", "another process", sizes.latencies, local=False),
         _wakeup("E", "same process", sizes.latencies, local=True),
         _wakeup("E.other", "another process", sizes.latencies, local=False),
         *(_idle(key, parked, sizes.idle) for key, parked in (("E.idle", 0), ("E.parked", sizes.parked))),
         Task(
-            "F",
             Measure("F", f"{sizes.family:,} children of one parent, spawn to join", "children/s"),
             partial(family, count=sizes.family),
         ),
         Task(
-            "F",
             Measure("F.large", f"{sizes.large:,} children of one parent", "s", lower_is_better=True),
             partial(large_family, count=sizes.large),
         ),
         _limited("G", "keyed", "jobs over 100 keys of one at a time", sizes.jobs),
         _limited("H", "wide", "jobs over 100 keys of 50 at a time, which never bind", sizes.jobs),
         _limited("H.rate", "metered", "jobs under a rate that never binds", sizes.jobs),
-        _draining("J", "paid", "transactional steps, 20 in flight", "steps/s", sizes.paid, 1),
-        _draining(
-            "J", "paid_alone", "the same SQL in transactions of its own", "steps/s", sizes.paid, 1, key="J.alone"
-        ),
+        *_draining("J", "paid", "transactional steps, 20 in flight", "steps/s", sizes.paid, [1]),
+        *_draining("J.alone", "paid_alone", "the same SQL in transactions of its own", "steps/s", sizes.paid, [1]),
         Task(
-            "N",
             Measure(
                 "N", f"insert to start beside {sizes.crowd:,} that wait on one key, p50", "ms", lower_is_better=True
             ),
             partial(crowd, waiting=sizes.crowd, jobs=sizes.jobs, latencies=sizes.latencies),
         ),
     ]
-    return [task for task in found if task.letter in only]
 
 
-def _draining(letter: str, kind: str, title: str, unit: str, count: int, procs: int, key: str = "") -> Task:
-    key = key or (letter if procs == 1 else f"{letter}.{procs}")
-    plural = "1 worker process" if procs == 1 else f"{procs} worker processes"
-    run = partial(drain, workload=letter, kind=kind, count=count, procs=procs)
-    return Task(letter, Measure(key, f"{title}, {plural}", unit), run)
+def _draining(key: str, kind: str, title: str, unit: str, count: int, procs: Sequence[int]) -> list[Task]:
+    return [
+        Task(
+            Measure(_key(key, workers), f"{title}, {_plural(workers)}", unit),
+            partial(drain, workload=key, kind=kind, count=count, procs=workers),
+            workers,
+        )
+        for workers in procs
+    ]
+
+
+def _key(key: str, procs: int) -> str:
+    return key if procs == 1 else f"{key}.{procs}"
+
+
+def _plural(procs: int) -> str:
+    return "1 worker process" if procs == 1 else f"{procs} worker processes"
 
 
 def _limited(key: str, kind: str, title: str, count: int) -> Task:
-    return Task(key[0], Measure(key, title, "jobs/s"), partial(limited, kind=kind, count=count))
+    return Task(Measure(key, title, "jobs/s"), partial(limited, kind=kind, count=count))
 
 
 def _latency(key: str, where: str, count: int, *, local: bool) -> Task:
     measure = Measure(key, f"insert to start, {where}, p50", "ms", lower_is_better=True)
-    return Task("D", measure, partial(latency, count=count, local=local))
+    return Task(measure, partial(latency, count=count, local=local))
 
 
 def _wakeup(key: str, where: str, count: int, *, local: bool) -> Task:
     measure = Measure(key, f"signal to start of the waiting step, {where}, p50", "ms", lower_is_better=True)
-    return Task("E", measure, partial(wakeups, count=count, local=local))
+    return Task(measure, partial(wakeups, count=count, local=local))
 
 
 def _idle(key: str, parked: int, seconds: float) -> Task:
     measure = Measure(key, f"an idle worker beside {parked:,} parked instances", "commits/s", lower_is_better=True)
-    return Task("E", measure, partial(idle, parked=parked, seconds=seconds))
+    return Task(measure, partial(idle, parked=parked, seconds=seconds))

@@ -19,7 +19,7 @@ from benchmarks import cli, envs, registry, report, run  # noqa: E402
 from benchmarks.agents import AgentFailed  # noqa: E402
 from benchmarks.board import MARKS, Board  # noqa: E402
 from benchmarks.samples import Measure, Results, Sample, percentile  # noqa: E402
-from benchmarks.workloads import QUICK, Sizes, Task, tasks  # noqa: E402
+from benchmarks.workloads import Sizes, Task, letters, tasks  # noqa: E402
 
 RATE = Measure("A", "no-op jobs", "jobs/s")
 DELAY = Measure("D", "insert to start", "ms", lower_is_better=True)
@@ -67,7 +67,13 @@ def test_table_names_every_engine_and_ratio() -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--only", "X"], "the workloads are A, B, C, D, E, F, G, H, J, N"),
+        (
+            ["--only", "X"],
+            "'X' is no workload and no key of one: there are A, B, C, D, E, F, G, H, J, N, and the keys A,",
+        ),
+        (["--only", "A,F.huge"], "'F.huge' is no workload and no key of one"),
+        (["--only", "A.3"], "'A.3' is no workload and no key of one"),
+        (["--only", ""], "'' is no workload and no key of one"),
         (["--peers", "nobody"], "unknown engine 'nobody': there are"),
         (["--reps", "0"], "'0' is not a number of 1 or more"),
         (["--set", "gen_durable"], "is not ENGINE.KEY=VALUE"),
@@ -90,9 +96,40 @@ def test_unreachable_server_ends_with_a_message(capsys: pytest.CaptureFixture[st
     assert "secret" not in error
 
 
-def test_only_and_procs_choose_the_measures() -> None:
-    assert [task.measure.key for task in tasks("A", [1, 2], Sizes())] == ["A", "A.2"]
-    assert [task.measure.key for task in tasks("CD", [1], QUICK)] == ["C", "C.bulk", "D", "D.other"]
+def keys(only: str, procs: list[int]) -> list[str]:
+    return [task.key for task in tasks(only.split(","), procs, Sizes())]
+
+
+def test_a_letter_stands_for_all_keys_of_its_workload_and_the_given_processes() -> None:
+    assert keys("A", [1, 2]) == ["A", "A.2"]
+    assert keys("a", [3]) == ["A.3"]
+    assert keys("F,C", [1]) == ["C", "C.bulk", "F", "F.large"]
+
+
+def test_a_key_stands_for_itself_whatever_the_processes() -> None:
+    assert keys("F.large,C.bulk", [1]) == ["C.bulk", "F.large"]
+    assert keys("A.2,c.BULK", [1]) == ["A.2", "C.bulk"]
+    assert keys("A,F.large", [1]) == ["A", "F.large"]
+
+
+def test_no_key_is_there_twice() -> None:
+    every = keys(",".join(letters()), [1, 2])
+    assert len(every) == len(set(every))
+
+
+def test_settings_and_share_of_a_part_of_a_workload_are_its_own_before_the_workload_s() -> None:
+    entry = registry.Entry(
+        name="x",
+        module="x",
+        done="",
+        left="",
+        share={"B": 0.5, "B.step": 0.1},
+        options={"*": {"a": 1, "b": 1, "c": 1}, "B": {"b": 2, "c": 2}, "B.step": {"c": 3}},
+    )
+    assert entry.settings("A") == {"a": 1, "b": 1, "c": 1}
+    assert entry.settings("B") == {"a": 1, "b": 2, "c": 2}
+    assert entry.settings("B.step") == {"a": 1, "b": 2, "c": 3}
+    assert (entry.scale("B.step"), entry.scale("B.other"), entry.scale("C")) == (0.1, 0.5, 1.0)
 
 
 def test_every_registered_engine_has_its_module() -> None:
@@ -135,7 +172,7 @@ def test_failed_engine_is_left_out_and_counted(monkeypatch: pytest.MonkeyPatch) 
     results = Results()
     console = Console(stderr=True, quiet=True)
     benches = [FakeBench("gen_durable"), FakeBench("pgqueuer")]
-    failures = run.measure([Task("A", RATE, sample)], benches, 3, results, console)  # type: ignore[arg-type]
+    failures = run.measure([Task(RATE, sample)], benches, 3, results, console)  # type: ignore[arg-type]
     assert failures == 1
     assert results.summary("A", "gen_durable")["reps"] == 3
     assert results.engines("A") == ["gen_durable"]
