@@ -8,9 +8,11 @@ from typing import Any
 
 OWN = "gen_durable"
 FLOOR = "floor"
-ALL = frozenset("ABCDEFGHJN")
+ALL = frozenset("ABCDEFGHJN") | {"B.step"}
 COMMON = frozenset("ABCD")
-"""What every engine has; E and F need signals, and children with a join; G, H and N limits; J transactional steps."""
+"""What every engine has; E and F need signals, and children with a join; G, H and N limits; J transactional steps.
+
+``B.step`` is for an engine that has more than one way to go from a step to the next, and so runs ahead in ``B``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +85,7 @@ ENTRIES = (
         waiting="SELECT coalesce(sum(n), 0), coalesce(sum(n) - max(n), 0) "
         "FROM (SELECT count(*) AS n FROM gen_durable.instances WHERE status = 5 GROUP BY xmin::text) AS written",
         options={
+            "B.step": {"run_ahead": False},
             "J": {"concurrency": 20},
             "N": {"drain_timeout": 1.0},  # the one that holds the crowd's key never ends
         },
@@ -92,7 +95,8 @@ ENTRIES = (
         module="benchmarks.floor",
         done="SELECT count(*) FROM jobs WHERE status = 2",
         left="SELECT count(*) FROM jobs WHERE status <> 2",
-        workloads=frozenset("ABC"),
+        workloads=frozenset("ABC") | {"B.step"},
+        options={"B.step": {"run_ahead": False}},
     ),
     Entry(
         name="pgqueuer",

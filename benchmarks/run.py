@@ -28,7 +28,7 @@ def measure(
     """
     failures = 0
     for task in todo:
-        able = [bench for bench in benches if task.letter in bench.entry.workloads]
+        able = [bench for bench in benches if task.fits(bench.entry) and not _known(task, bench.entry, results)]
         for rep in range(reps):
             for bench in list(able):
                 if rep and slow_once and bench.entry.slow:
@@ -46,6 +46,12 @@ def measure(
                 progress.print(line, markup=False, soft_wrap=True)
             able = able[1:] + able[:1]
     return failures
+
+
+def _known(task: Task, entry: Entry, results: Results) -> bool:
+    """Whether this run has measured the same thing of the engine under another key."""
+    same = task.same_for(entry)
+    return bool(same) and results.share(same, task.measure, entry.name)
 
 
 def _line(task: Task, entry: Entry, sample: Sample, rep: int, reps: int, took: float) -> str:

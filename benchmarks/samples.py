@@ -54,6 +54,13 @@ class Results:
         self.measures[measure.key] = measure
         self._samples.setdefault(measure.key, {}).setdefault(engine, []).append(sample)
 
+    def share(self, key: str, measure: Measure, engine: str) -> bool:
+        """Let an engine's samples of one measure be those of another one too; whether there are any."""
+        samples = self._samples.get(key, {}).get(engine, [])
+        for sample in samples:
+            self.add(measure, engine, sample)
+        return bool(samples)
+
     def engines(self, key: str) -> list[str]:
         """The engines that have samples of this measure."""
         return list(self._samples[key])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from benchmarks.adapter import STEPS
 from benchmarks.board import MARKS
+from benchmarks.registry import Entry
 from benchmarks.samples import Measure, Sample
 from benchmarks.workloads.bench import Bench
 from benchmarks.workloads.crowds import crowd, idle
@@ -41,11 +42,20 @@ assert QUICK.latencies < MARKS
 
 @dataclass(frozen=True)
 class Task:
-    """One measure and how to take one sample of it; ``procs`` where it is measured by so many worker processes."""
+    """One measure and how to take one sample of it.
+
+    Args:
+        procs: where it is measured by so many worker processes.
+        needs: the workload that an engine must have; by default that of the letter.
+        same: the key that means the same to an engine without the workload ``own``.
+    """
 
     measure: Measure
     run: Callable[[Bench], Sample]
     procs: int | None = None
+    needs: str = ""
+    same: str = ""
+    own: str = ""
 
     @property
     def key(self) -> str:
@@ -55,6 +65,14 @@ class Task:
     def letter(self) -> str:
         """The workload that it belongs to."""
         return self.key[0]
+
+    def fits(self, entry: Entry) -> bool:
+        """Whether the engine has the workload."""
+        return (self.needs or self.letter) in entry.workloads
+
+    def same_for(self, entry: Entry) -> str:
+        """The key that means the same to this engine, or nothing."""
+        return self.same if self.own not in entry.workloads else ""
 
 
 def letters() -> list[str]:
@@ -88,6 +106,7 @@ def _all(procs: Sequence[int], sizes: Sizes) -> list[Task]:
     return [
         *_draining("A", "noop", "no-op jobs", "jobs/s", sizes.jobs, procs),
         *_draining("B", "chain", f"chains of {STEPS} steps", "steps/s", sizes.chains, procs),
+        *_handed_back(sizes.chains, procs),
         Task(Measure("C", "insert one by one", "rows/s"), partial(insert, count=sizes.singles, bulk=False)),
         Task(Measure("C.bulk", "insert 1,000 a call", "rows/s"), partial(insert, count=sizes.bulk, bulk=True)),
         _latency("D", "same process", sizes.latencies, local=True),
@@ -126,6 +145,12 @@ def _draining(key: str, kind: str, title: str, unit: str, count: int, procs: Seq
         )
         for workers in procs
     ]
+
+
+def _handed_back(count: int, procs: Sequence[int]) -> list[Task]:
+    title = f"chains of {STEPS} steps, each handed back and claimed anew"
+    found = _draining("B.step", "chain", title, "steps/s", count, procs)
+    return [replace(task, same=_key("B", workers), own="B.step") for task, workers in zip(found, procs, strict=True)]
 
 
 def _key(key: str, procs: int) -> str:

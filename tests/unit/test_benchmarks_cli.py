@@ -6,6 +6,8 @@ import importlib.util
 import io
 import json
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -176,6 +178,35 @@ def test_failed_engine_is_left_out_and_counted(monkeypatch: pytest.MonkeyPatch) 
     assert failures == 1
     assert results.summary("A", "gen_durable")["reps"] == 3
     assert results.engines("A") == ["gen_durable"]
+
+
+def test_what_means_the_same_to_an_engine_is_measured_once() -> None:
+    class FakeBench:
+        def __init__(self, name: str) -> None:
+            self.entry = registry.find(name)
+
+    asked: list[tuple[str, str]] = []
+
+    def running(key: str) -> Callable[[FakeBench], Sample]:
+        def sample(bench: FakeBench) -> Sample:
+            asked.append((key, bench.entry.name))
+            return Sample(float(len(asked)), 1)
+
+        return sample
+
+    benches = [FakeBench("gen_durable"), FakeBench("pgqueuer")]
+    console = Console(stderr=True, quiet=True)
+    for only, expected in (
+        ("B,B.step", [("B", "gen_durable"), ("B", "pgqueuer"), ("B.step", "gen_durable")]),
+        ("B.step", [("B.step", "gen_durable"), ("B.step", "pgqueuer")]),
+    ):
+        results = Results()
+        asked.clear()
+        todo = [replace(task, run=running(task.key)) for task in tasks(only.split(","), [1], Sizes())]  # type: ignore[arg-type]
+        assert run.measure(todo, benches, 1, results, console) == 0  # type: ignore[arg-type]
+        assert asked == expected
+        assert set(results.engines("B.step")) == {"gen_durable", "pgqueuer"}
+        assert set(results.ratios("B.step")) == {"pgqueuer"}
 
 
 def test_peer_modules_need_only_their_own_packages() -> None:
