@@ -122,11 +122,11 @@ def _all(procs: Sequence[int], sizes: Sizes) -> list[Task]:
             Measure("F.large", f"{sizes.large:,} children of one parent", "s", lower_is_better=True),
             partial(large_family, count=sizes.large),
         ),
-        _limited("G", "keyed", "jobs over 100 keys of one at a time", sizes.jobs),
-        _limited("H", "wide", "jobs over 100 keys of 50 at a time, which never bind", sizes.jobs),
-        _limited("H.rate", "metered", "jobs under a rate that never binds", sizes.jobs),
-        *_draining("J", "paid", "transactional steps, 20 in flight", "steps/s", sizes.paid, [1]),
-        *_draining("J.alone", "paid_alone", "the same SQL in transactions of its own", "steps/s", sizes.paid, [1]),
+        *_limited("G", "keyed", "jobs over 100 keys of one at a time", sizes.jobs, procs),
+        *_limited("H", "wide", "jobs over 100 keys of 50 at a time, which never bind", sizes.jobs, procs),
+        *_limited("H.rate", "metered", "jobs under a rate that never binds", sizes.jobs, procs),
+        *_draining("J", "paid", "transactional steps, 20 in flight", "steps/s", sizes.paid, procs),
+        *_draining("J.alone", "paid_alone", "the same SQL in transactions of its own", "steps/s", sizes.paid, procs),
         Task(
             Measure(
                 "N", f"insert to start beside {sizes.crowd:,} that wait on one key, p50", "ms", lower_is_better=True
@@ -137,10 +137,15 @@ def _all(procs: Sequence[int], sizes: Sizes) -> list[Task]:
 
 
 def _draining(key: str, kind: str, title: str, unit: str, count: int, procs: Sequence[int]) -> list[Task]:
+    return _by_procs(key, title, unit, procs, partial(drain, workload=key, kind=kind, count=count))
+
+
+def _by_procs(key: str, title: str, unit: str, procs: Sequence[int], run: Callable[..., Sample]) -> list[Task]:
+    """A task for each number of worker processes."""
     return [
         Task(
-            Measure(_key(key, workers), f"{title}, {_plural(workers)}", unit),
-            partial(drain, workload=key, kind=kind, count=count, procs=workers),
+            Measure(key if workers == 1 else f"{key}.{workers}", f"{title}, {_plural(workers)}", unit),
+            partial(run, procs=workers),
             workers,
         )
         for workers in procs
@@ -150,19 +155,15 @@ def _draining(key: str, kind: str, title: str, unit: str, count: int, procs: Seq
 def _handed_back(count: int, procs: Sequence[int]) -> list[Task]:
     title = f"chains of {STEPS} steps, each handed back and claimed anew"
     found = _draining("B.step", "chain", title, "steps/s", count, procs)
-    return [replace(task, same=_key("B", workers), own="B.step") for task, workers in zip(found, procs, strict=True)]
-
-
-def _key(key: str, procs: int) -> str:
-    return key if procs == 1 else f"{key}.{procs}"
+    return [replace(task, same=task.key.replace(".step", ""), own="B.step") for task in found]
 
 
 def _plural(procs: int) -> str:
     return "1 worker process" if procs == 1 else f"{procs} worker processes"
 
 
-def _limited(key: str, kind: str, title: str, count: int) -> Task:
-    return Task(Measure(key, title, "jobs/s"), partial(limited, kind=kind, count=count))
+def _limited(key: str, kind: str, title: str, count: int, procs: Sequence[int]) -> list[Task]:
+    return _by_procs(key, title, "jobs/s", procs, partial(limited, kind=kind, count=count))
 
 
 def _latency(key: str, where: str, count: int, *, local: bool) -> Task:

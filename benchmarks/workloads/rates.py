@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
 import time
+from collections.abc import Callable
+from functools import partial
 
 from benchmarks.adapter import STEPS
 from benchmarks.agents import AgentFailed
@@ -50,13 +53,22 @@ def insert(bench: Bench, *, count: int, bulk: bool) -> Sample:
         return Sample(count / answer["seconds"], count, extras)
 
 
-def limited(bench: Bench, *, kind: str, count: int) -> Sample:
-    """Jobs with a limit, beside as many without, in turns: plain, limited, limited, plain."""
-    rates: dict[str, list[float]] = {"noop": [], kind: []}
-    others = 0.0
-    for which in ("noop", kind, kind, "noop"):
-        sample = drain(bench, workload="G", kind=which, count=count, procs=1)
-        rates[which].append(1 / sample.value)
-        others = max(others, sample.extras.get("others_pct", 0.0))
-    own, plain = 2 / sum(rates[kind]), 2 / sum(rates["noop"])
-    return Sample(own, count, {"plain": plain, "share": own / plain, "others_pct": others})
+def limited(bench: Bench, *, kind: str, count: int, procs: int) -> Sample:
+    """Jobs with a limit, beside as many without."""
+    jobs = partial(drain, bench, workload="G", count=count, procs=procs)
+    return in_turns(partial(jobs, kind=kind), partial(jobs, kind="noop"))
+
+
+def in_turns(own: Callable[[], Sample], plain: Callable[[], Sample]) -> Sample:
+    """What something costs: plain, own, own, plain.
+
+    ``plain`` is the rate of the plain ones, ``share`` the own rate by that one; ``plain_wal`` their WAL per job.
+    """
+    samples: dict[Callable[[], Sample], list[Sample]] = {own: [], plain: []}
+    for run in (plain, own, own, plain):
+        samples[run].append(run())
+    rates = {run: statistics.harmonic_mean(sample.value for sample in taken) for run, taken in samples.items()}
+    wal = {run: statistics.mean(sample.extras["wal_bytes"] for sample in taken) for run, taken in samples.items()}
+    noise = [sample.extras.get("others_pct", 0.0) for taken in samples.values() for sample in taken]
+    extras = {"wal_bytes": wal[own], "plain_wal": wal[plain], "plain": rates[plain], "share": rates[own] / rates[plain]}
+    return Sample(rates[own], samples[own][0].count, {**extras, "others_pct": max(noise)})
