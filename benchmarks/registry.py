@@ -8,9 +8,10 @@ from typing import Any
 
 OWN = "gen_durable"
 FLOOR = "floor"
-ALL = frozenset("ABCDEFGHJN") | {"B.step"}
+ALL = frozenset("ABCDEFGHIJN") | {"B.step"}
 COMMON = frozenset("ABCD")
-"""What every engine has; E and F need signals, and children with a join; G, H and N limits; J transactional steps.
+"""What every engine has; E and F need signals, and children with a join; G, H and N limits; I levels of
+history; J transactional steps.
 
 ``B.step`` is for an engine that has more than one way to go from a step to the next, and so runs ahead in ``B``."""
 

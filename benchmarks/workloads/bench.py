@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,13 @@ class Bench:
         self.database = f"bench_{entry.name}"
 
     @contextmanager
-    def fresh(self, workload: str) -> Iterator[Agents]:
-        """An empty database and a clear board."""
+    def fresh(self, workload: str, options: Mapping[str, Any] | None = None) -> Iterator[Agents]:
+        """An empty database and a clear board; ``options`` go before the engine's settings for that workload."""
         url = self.server.recreate(self.database)
         self.board.clear()
-        options = {**self.entry.settings(workload), **self._extra}
+        settings = {**self.entry.settings(workload), **self._extra, **(options or {})}
         try:
-            yield Agents(self.entry, self._python, url, self.board, options)
+            yield Agents(self.entry, self._python, url, self.board, settings)
         finally:
             self.server.drop(self.database)
 

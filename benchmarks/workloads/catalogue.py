@@ -14,7 +14,7 @@ from benchmarks.workloads.bench import Bench
 from benchmarks.workloads.crowds import crowd, idle
 from benchmarks.workloads.families import family, large_family
 from benchmarks.workloads.latencies import latency, wakeups
-from benchmarks.workloads.rates import drain, insert, limited
+from benchmarks.workloads.rates import drain, history, insert, limited
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +125,8 @@ def _all(procs: Sequence[int], sizes: Sizes) -> list[Task]:
         *_limited("G", "keyed", "jobs over 100 keys of one at a time", sizes.jobs, procs),
         *_limited("H", "wide", "jobs over 100 keys of 50 at a time, which never bind", sizes.jobs, procs),
         *_limited("H.rate", "metered", "jobs under a rate that never binds", sizes.jobs, procs),
+        *_history("I", "noop", "no-op jobs with history", "jobs/s", sizes.jobs, procs),
+        *_history("I.B", "chain", f"chains of {STEPS} steps with history", "steps/s", sizes.chains, procs),
         *_draining("J", "paid", "transactional steps, 20 in flight", "steps/s", sizes.paid, procs),
         *_draining("J.alone", "paid_alone", "the same SQL in transactions of its own", "steps/s", sizes.paid, procs),
         Task(
@@ -164,6 +166,10 @@ def _plural(procs: int) -> str:
 
 def _limited(key: str, kind: str, title: str, count: int, procs: Sequence[int]) -> list[Task]:
     return _by_procs(key, title, "jobs/s", procs, partial(limited, kind=kind, count=count))
+
+
+def _history(key: str, kind: str, title: str, unit: str, count: int, procs: Sequence[int]) -> list[Task]:
+    return _by_procs(key, title, unit, procs, partial(history, kind=kind, count=count))
 
 
 def _latency(key: str, where: str, count: int, *, local: bool) -> Task:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 from benchmarks.adapter import STEPS
 from benchmarks.agents import AgentFailed
@@ -13,7 +14,9 @@ from benchmarks.samples import Sample
 from benchmarks.workloads.bench import Bench, Costs, until_committed, until_hits, wait
 
 
-def drain(bench: Bench, *, workload: str, kind: str, count: int, procs: int) -> Sample:
+def drain(
+    bench: Bench, *, workload: str, kind: str, count: int, procs: int, options: Mapping[str, Any] | None = None
+) -> Sample:
     """Insert first, then start the workers; the clock runs from the first body to the last commit.
 
     Raises ``AgentFailed`` when a worker dies, when it stalls, or when rows finished are not those inserted.
@@ -21,7 +24,7 @@ def drain(bench: Bench, *, workload: str, kind: str, count: int, procs: int) -> 
     count = bench.scaled(workload, count)
     steps = STEPS if kind == "chain" else 1
     rows = count * (steps if bench.entry.row_per_step else 1)
-    with bench.fresh(workload) as agents:
+    with bench.fresh(workload, options) as agents:
         agents.call("prepare", kind=kind, count=count)
         bench.vacuum()
         with bench.connect() as connection, agents.workers(procs) as workers:
@@ -57,6 +60,12 @@ def limited(bench: Bench, *, kind: str, count: int, procs: int) -> Sample:
     """Jobs with a limit, beside as many without."""
     jobs = partial(drain, bench, workload="G", count=count, procs=procs)
     return in_turns(partial(jobs, kind=kind), partial(jobs, kind="noop"))
+
+
+def history(bench: Bench, *, kind: str, count: int, procs: int) -> Sample:
+    """Jobs or chains with a row of history for each step, beside as many without history."""
+    jobs = partial(drain, bench, workload="I", kind=kind, count=count, procs=procs)
+    return in_turns(partial(jobs, options={"history": "steps"}), partial(jobs, options={"history": "off"}))
 
 
 def in_turns(own: Callable[[], Sample], plain: Callable[[], Sample]) -> Sample:
