@@ -6,6 +6,7 @@
 * ``chain``: five durable steps, one after the other (a machine of five steps where the engine has machines,
   five steps of one workflow, or five jobs of which each inserts the next); it carries ``FILLER``;
 * ``mark``: a job that stamps the board with the time at which it started, under its number;
+* ``answer``: a job whose result is its number;
 * ``waiter``: an instance that waits for a signal and then stamps the board, under its number;
 * ``parent``: an instance that spawns as many ``noop`` jobs as its number says, and ends when all of them have.
 
@@ -15,7 +16,7 @@
   its own, and so in a transaction of its own;
 * ``crowd``: a job that holds its concurrency key, the same for all of them, until its worker ends.
 
-The last eight are for engines that have such things: see ``Waiting``.
+The last eight are for engines that have such things: see ``Waiting``; and ``answer``: see ``Asking``.
 """
 
 from __future__ import annotations
@@ -36,6 +37,13 @@ class Client(Protocol):
 
     async def many(self, kind: str, count: int) -> None:
         """Insert ``count`` numbered from 0 in one call, by the fastest documented way."""
+
+
+class Asking(Client, Protocol):
+    """What the workload ``D.result`` asks for besides."""
+
+    async def ask(self, number: int) -> int:
+        """Insert an ``answer`` of that number, wait for its end, and return its result."""
 
 
 class Waiting(Client, Protocol):

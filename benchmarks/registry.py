@@ -8,12 +8,13 @@ from typing import Any
 
 OWN = "gen_durable"
 FLOOR = "floor"
-ALL = frozenset("ABCDEFGHIJN") | {"B.step"}
+ALL = frozenset("ABCDEFGHIJN") | {"B.step", "D.result"}
 COMMON = frozenset("ABCD")
-"""What every engine has; E and F need signals, and children with a join; G, H and N limits; I levels of
-history; J transactional steps.
+"""What every engine has; E and F need signals, and children with a join; G, H and N limits; I levels of history; J
+transactional steps.
 
-``B.step`` is for an engine that has more than one way to go from a step to the next, and so runs ahead in ``B``."""
+``B.step`` is for an engine that has more than one way to go from a step to the next, and so runs ahead in ``B``;
+``D.result`` for one whose caller can wait for a result."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +124,7 @@ ENTRIES = (
         requirements=("dbos==3.4.0",),
         done="SELECT count(*) FROM dbos.workflow_status WHERE status = 'SUCCESS'",
         left="SELECT count(*) FROM dbos.workflow_status WHERE status <> 'SUCCESS'",
+        workloads=COMMON | {"D.result"},
         share={"A": 0.1, "B": 0.25, "C": 0.1},
         options={
             "*": {"threads": 10},

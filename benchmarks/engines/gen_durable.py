@@ -37,6 +37,11 @@ async def mark(number: int) -> None:
     _board[0].mark(number)
 
 
+@job
+async def answer(number: int) -> int:
+    return number
+
+
 @job(concurrency_key=lambda self: ("one", self.number % KEYS))
 async def keyed(number: int) -> None:
     _board[0].hit()
@@ -131,6 +136,8 @@ def _instance(kind: str, number: int) -> Any:
             return noop.bind(number=number)
         case "mark":
             return mark.bind(number=number)
+        case "answer":
+            return answer.bind(number=number)
         case "keyed":
             return keyed.bind(number=number)
         case "wide":
@@ -159,6 +166,11 @@ class Inserter:
 
     async def many(self, kind: str, count: int) -> None:
         await self._engine.insert_many([_instance(kind, number) for number in range(count)])
+
+    async def ask(self, number: int) -> int:
+        handle = await self._engine.insert(answer.bind(number=number))
+        result: int = await handle.result(timeout=20)
+        return result
 
     async def signal(self, number: int) -> None:
         await self._engine.signal(f"waiter {number}", "go", {"number": number})
@@ -191,7 +203,7 @@ class Adapter:
         _board[:] = [board]
 
     def _engine(self) -> Engine:
-        machines = [noop, mark, keyed, wide, metered, paid, paid_alone, crowd, Chain, Waiter, Parent]
+        machines = [noop, mark, answer, keyed, wide, metered, paid, paid_alone, crowd, Chain, Waiter, Parent]
         options = {**LIMITS, **self._options}
         return Engine(self._url, machines=machines, queues={"default": self._concurrency}, **options)
 

@@ -13,7 +13,7 @@ from benchmarks.samples import Measure, Sample
 from benchmarks.workloads.bench import Bench
 from benchmarks.workloads.crowds import crowd, idle
 from benchmarks.workloads.families import family, large_family
-from benchmarks.workloads.latencies import latency, wakeups
+from benchmarks.workloads.latencies import latency, results, wakeups
 from benchmarks.workloads.rates import drain, history, insert, limited
 
 
@@ -111,6 +111,8 @@ def _all(procs: Sequence[int], sizes: Sizes) -> list[Task]:
         Task(Measure("C.bulk", "insert 1,000 a call", "rows/s"), partial(insert, count=sizes.bulk, bulk=True)),
         _latency("D", "same process", sizes.latencies, local=True),
         _latency("D.other", "another process", sizes.latencies, local=False),
+        _result("D.result", "same process", sizes.latencies, local=True),
+        _result("D.result.other", "another process", sizes.latencies, local=False),
         _wakeup("E", "same process", sizes.latencies, local=True),
         _wakeup("E.other", "another process", sizes.latencies, local=False),
         *(_idle(key, parked, sizes.idle) for key, parked in (("E.idle", 0), ("E.parked", sizes.parked))),
@@ -175,6 +177,11 @@ def _history(key: str, kind: str, title: str, unit: str, count: int, procs: Sequ
 def _latency(key: str, where: str, count: int, *, local: bool) -> Task:
     measure = Measure(key, f"insert to start, {where}, p50", "ms", lower_is_better=True)
     return Task(measure, partial(latency, count=count, local=local))
+
+
+def _result(key: str, where: str, count: int, *, local: bool) -> Task:
+    measure = Measure(key, f"insert to result, {where}, p50", "ms", lower_is_better=True)
+    return Task(measure, partial(results, count=count, local=local), needs="D.result")
 
 
 def _wakeup(key: str, where: str, count: int, *, local: bool) -> Task:
