@@ -31,8 +31,9 @@ Command = Callable[[Adapter, Board, dict[str, Any]], Awaitable[dict[str, Any]]]
 
 
 async def prepare(adapter: Adapter, board: Board, args: dict[str, Any]) -> dict[str, Any]:
-    """Create the schema and insert ``count`` of ``kind`` before the clock runs."""
-    await adapter.setup()
+    """Create the schema, where it is not there yet, and insert ``count`` of ``kind`` before the clock runs."""
+    if not args.get("ready"):
+        await adapter.setup()
     async with adapter.client() as client:
         await _bulk(client, args["kind"], args["count"])
     return {}

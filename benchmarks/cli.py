@@ -102,7 +102,11 @@ def _measure(arguments: argparse.Namespace, todo: list[Task], results: Results, 
         benches = [Bench(server, entry, python, board, settings.get(entry.name, {})) for entry, python in engines]
         reps = arguments.reps or (3 if arguments.quick else 5)
         once = arguments.quick and not arguments.reps
-        return run.measure(todo, benches, reps, results, progress, slow_once=once)
+        try:
+            return run.measure(todo, benches, reps, results, progress, slow_once=once)
+        finally:
+            for bench in benches:
+                bench.close()
 
 
 def _available(entries: list[Entry], progress: Console) -> list[tuple[Entry, Path]]:

@@ -16,6 +16,7 @@ COLUMNS = (
     ("client_ms", "client ms"),
     ("server_ms", "server ms"),
     ("p99", "p99 ms"),
+    ("rate", "rate"),
     ("plain_wal", "plain WAL"),
     ("plain", "plain"),
     ("share", "share"),

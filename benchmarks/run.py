@@ -29,7 +29,8 @@ def measure(
     failures = 0
     for task in todo:
         able = [bench for bench in benches if task.fits(bench.entry) and not _known(task, bench.entry, results)]
-        for rep in range(reps):
+        times = min(reps, task.most or reps)
+        for rep in range(times):
             for bench in list(able):
                 if rep and slow_once and bench.entry.slow:
                     continue
@@ -42,7 +43,7 @@ def measure(
                     progress.print(f"{task.key:16} failed: {error}", style="red", markup=False)
                     continue
                 results.add(task.measure, bench.entry.name, sample)
-                line = _line(task, bench.entry, sample, rep, reps, time.monotonic() - start)
+                line = _line(task, bench.entry, sample, rep, times, time.monotonic() - start)
                 progress.print(line, markup=False, soft_wrap=True)
             able = able[1:] + able[:1]
     return failures

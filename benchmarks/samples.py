@@ -14,6 +14,7 @@ EXTRAS = (
     "client_ms",
     "server_ms",
     "p99",
+    "rate",
     "plain_wal",
     "plain",
     "share",

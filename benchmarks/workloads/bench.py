@@ -28,16 +28,54 @@ class Bench:
         self._python, self._extra = python, extra
         self.database = f"bench_{entry.name}"
 
+        self._stocks: set[str] = set()
+
     @contextmanager
-    def fresh(self, workload: str, options: Mapping[str, Any] | None = None) -> Iterator[Agents]:
-        """An empty database and a clear board; ``options`` go before the engine's settings for that workload."""
-        url = self.server.recreate(self.database)
-        self.board.clear()
-        settings = {**self.entry.settings(workload), **self._extra, **(options or {})}
+    def fresh(
+        self, workload: str, options: Mapping[str, Any] | None = None, template: str | None = None
+    ) -> Iterator[Agents]:
+        """An empty database, or a copy of a stock, and a clear board.
+
+        ``options`` go before the engine's settings for that workload.
+        """
+        url = self.server.recreate(self.database, template)
         try:
-            yield Agents(self.entry, self._python, url, self.board, settings)
+            yield self._agents(url, workload, options)
         finally:
             self.server.drop(self.database)
+
+    def stock(self, workload: str, rows: str, seed: str, count: int) -> str:
+        """The name of a database with so many rows of a kind, made of one ``seed``; kept until ``close``."""
+        name = f"{self.database}_{rows}_{count}"
+        if name not in self._stocks:
+            try:
+                agents = self._agents(self.server.recreate(name), workload, None)
+                agents.call("prepare", kind=seed, count=1)
+                with psycopg.connect(self.server.url(name), autocommit=True) as connection:
+                    self.fill(connection, rows, count)
+                    connection.execute("VACUUM ANALYZE")
+            except BaseException:
+                self.server.drop(name)
+                raise
+            self._stocks.add(name)
+        return name
+
+    def fill(self, connection: psycopg.Connection[Any], rows: str, count: int) -> None:
+        """Make so many rows of a kind out of the one that is there."""
+        for statement in self.entry.rows[rows]:
+            parameters = [count] if "$1" in statement else None
+            psycopg.RawCursor(connection).execute(statement.encode(), parameters)
+
+    def close(self) -> None:
+        """Drop the stocks."""
+        for name in self._stocks:
+            self.server.drop(name)
+        self._stocks.clear()
+
+    def _agents(self, url: str, workload: str, options: Mapping[str, Any] | None) -> Agents:
+        self.board.clear()
+        settings = {**self.entry.settings(workload), **self._extra, **(options or {})}
+        return Agents(self.entry, self._python, url, self.board, settings)
 
     def connect(self) -> psycopg.Connection[Any]:
         return psycopg.connect(self.server.url(self.database), autocommit=True)
@@ -115,12 +153,12 @@ def until_hits(bench: Bench, wanted: int, workers: list[Any]) -> None:
         wait(lambda seen=seen: bench.board.hits() > seen, workers)  # type: ignore[misc]
 
 
-def until_committed(bench: Bench, connection: psycopg.Connection[Any], limit: float = STALL) -> int:
-    """All bodies have run; wait for the last commits. The number of looks that it took."""
+def until_committed(bench: Bench, connection: psycopg.Connection[Any], staying: int = 0, limit: float = STALL) -> int:
+    """All bodies have run; wait for the last commits, until only ``staying`` are left. How many looks it took."""
     polls, give_up = 1, time.monotonic() + limit
-    while left := bench.count(connection, bench.entry.left):
+    while (left := bench.count(connection, bench.entry.left)) > staying:
         if time.monotonic() > give_up:
-            raise AgentFailed(f"{bench.entry.name}: all jobs ran, {left} of them are not finished")
+            raise AgentFailed(f"{bench.entry.name}: all jobs ran, {left - staying} of them are not finished")
         polls += 1
         time.sleep(0.002)
     return polls

@@ -12,6 +12,7 @@ from benchmarks.registry import Entry
 from benchmarks.samples import Measure, Sample
 from benchmarks.workloads.bench import Bench
 from benchmarks.workloads.crowds import crowd, idle
+from benchmarks.workloads.decay import BLOCKED, PARKED, TERMINAL, Beside, beside, statistics
 from benchmarks.workloads.families import family, large_family
 from benchmarks.workloads.latencies import latency, results, wakeups
 from benchmarks.workloads.rates import drain, history, insert, limited
@@ -32,10 +33,23 @@ class Sizes:
     family: int = 5_000
     large: int = 100_000
     crowd: int = 1_000_000
+    terminal: int = 5_000_000
+
+
+DECAYS = 3
+"""Repetitions of K at most: each runs jobs four times."""
 
 
 QUICK = Sizes(
-    paid=4_000, chains=1_000, singles=500, latencies=100, parked=20_000, idle=5.0, large=20_000, crowd=100_000
+    paid=4_000,
+    chains=1_000,
+    singles=500,
+    latencies=100,
+    parked=20_000,
+    idle=5.0,
+    large=20_000,
+    crowd=100_000,
+    terminal=100_000,
 )
 assert QUICK.latencies < MARKS
 
@@ -48,6 +62,7 @@ class Task:
         procs: where it is measured by so many worker processes.
         needs: the workload that an engine must have; by default that of the letter.
         same: the key that means the same to an engine without the workload ``own``.
+        most: repetitions at most.
     """
 
     measure: Measure
@@ -56,6 +71,7 @@ class Task:
     needs: str = ""
     same: str = ""
     own: str = ""
+    most: int | None = None
 
     @property
     def key(self) -> str:
@@ -131,6 +147,7 @@ def _all(procs: Sequence[int], sizes: Sizes) -> list[Task]:
         *_history("I.B", "chain", f"chains of {STEPS} steps with history", "steps/s", sizes.chains, procs),
         *_draining("J", "paid", "transactional steps, 20 in flight", "steps/s", sizes.paid, procs),
         *_draining("J.alone", "paid_alone", "the same SQL in transactions of its own", "steps/s", sizes.paid, procs),
+        *_decays(sizes),
         Task(
             Measure(
                 "N", f"insert to start beside {sizes.crowd:,} that wait on one key, p50", "ms", lower_is_better=True
@@ -172,6 +189,37 @@ def _limited(key: str, kind: str, title: str, count: int, procs: Sequence[int]) 
 
 def _history(key: str, kind: str, title: str, unit: str, count: int, procs: Sequence[int]) -> list[Task]:
     return _by_procs(key, title, unit, procs, partial(history, kind=kind, count=count))
+
+
+def _decays(sizes: Sizes) -> list[Task]:
+    fewer = sizes.terminal // 5
+    return [
+        *_decay("K.terminal", TERMINAL, sizes.terminal, "terminal rows", sizes),
+        *_decay("K.terminal.fewer", TERMINAL, fewer, "terminal rows", sizes),
+        *_decay("K.parked", PARKED, sizes.crowd, "parked rows", sizes),
+        *_decay("K.blocked", BLOCKED, sizes.crowd, "rows that wait on one key", sizes),
+        _statistics("K.stats", "without statistics", sizes.jobs, empty=False),
+        _statistics("K.stats.stale", "with the statistics of the empty tables", sizes.jobs, empty=True),
+    ]
+
+
+def _decay(key: str, what: Beside, rows: int, title: str, sizes: Sizes) -> list[Task]:
+    """Two tasks: jobs, and chains."""
+    own = partial(beside, what=what, rows=rows)
+    place = f"beside {rows:,} {title}, share of the rate beside none"
+    return [
+        Task(Measure(key, f"no-op jobs {place}", "share"), partial(own, kind="noop", count=sizes.jobs), most=DECAYS),
+        Task(
+            Measure(f"{key}.B", f"chains of {STEPS} steps {place}", "share"),
+            partial(own, kind="chain", count=sizes.chains),
+            most=DECAYS,
+        ),
+    ]
+
+
+def _statistics(key: str, title: str, count: int, *, empty: bool) -> Task:
+    measure = Measure(key, f"no-op jobs {title}, share of the rate with them", "share")
+    return Task(measure, partial(statistics, empty=empty, count=count), most=DECAYS)
 
 
 def _latency(key: str, where: str, count: int, *, local: bool) -> Task:

@@ -17,7 +17,7 @@ def idle(bench: Bench, *, parked: int, seconds: float) -> Sample:
     with bench.fresh("E") as agents:
         agents.call("prepare", kind="waiter", count=1)
         with bench.connect() as connection:
-            psycopg.RawCursor(connection).execute(bench.entry.park.encode(), [parked])
+            bench.fill(connection, "parked", parked)
         bench.vacuum()
         with agents.workers(1) as workers:
             bench.board.open_gate()
@@ -49,7 +49,7 @@ def _unrelated(bench: Bench, waiting: int, jobs: int, latencies: int) -> tuple[l
     """Milliseconds from insert to start, jobs a second, rows updated, dead rows, waiting rows written."""
     with bench.fresh("N") as agents, bench.connect() as connection:
         agents.call("prepare", kind="crowd", count=min(waiting, 1))
-        psycopg.RawCursor(connection).execute(bench.entry.crowd.encode(), [waiting])
+        bench.fill(connection, "blocked", waiting)
         bench.vacuum()
         with agents.workers(1):
             bench.board.open_gate()

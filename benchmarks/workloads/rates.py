@@ -8,8 +8,10 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import psycopg
+
 from benchmarks.adapter import STEPS
-from benchmarks.agents import AgentFailed
+from benchmarks.agents import AgentFailed, Agents
 from benchmarks.samples import Sample
 from benchmarks.workloads.bench import Bench, Costs, until_committed, until_hits, wait
 
@@ -22,25 +24,42 @@ def drain(
     Raises ``AgentFailed`` when a worker dies, when it stalls, or when rows finished are not those inserted.
     """
     count = bench.scaled(workload, count)
-    steps = STEPS if kind == "chain" else 1
-    rows = count * (steps if bench.entry.row_per_step else 1)
     with bench.fresh(workload, options) as agents:
         agents.call("prepare", kind=kind, count=count)
         bench.vacuum()
-        with bench.connect() as connection, agents.workers(procs) as workers:
-            wait(lambda: bench.board.ready() == procs, workers)
-            time.sleep(0.3)
-            costs = Costs(bench, [worker.pid for worker in workers])
-            bench.board.open_gate()
-            until_hits(bench, count * steps, workers)
-            polls = until_committed(bench, connection)
-            end = time.monotonic()
-            costs.stop()
-            done = bench.count(connection, bench.entry.done)
-            seconds = end - bench.board.first()
-        if done != rows:
-            raise AgentFailed(f"{bench.entry.name}: {rows} rows inserted, {done} finished")
-        return Sample(count * steps / seconds, count, costs.per_job(count * steps, polls + 1))
+        with bench.connect() as connection:
+            return run_all(bench, agents, connection, kind=kind, count=count, procs=procs)
+
+
+def run_all(
+    bench: Bench,
+    agents: Agents,
+    connection: psycopg.Connection[Any],
+    *,
+    kind: str,
+    count: int,
+    procs: int,
+    staying: int = 0,
+) -> Sample:
+    """Run what has been inserted; what was finished before does not count, and ``staying`` are never finished."""
+    steps = STEPS if kind == "chain" else 1
+    rows = count * (steps if bench.entry.row_per_step else 1)
+    before = bench.count(connection, bench.entry.done)
+    with agents.workers(procs) as workers:
+        wait(lambda: bench.board.ready() == procs, workers)
+        time.sleep(0.3)
+        costs = Costs(bench, [worker.pid for worker in workers])
+        bench.board.open_gate()
+        until_hits(bench, count * steps, workers)
+        polls = until_committed(bench, connection, staying)
+        end = time.monotonic()
+        costs.stop()
+        done = bench.count(connection, bench.entry.done) - before
+        seconds = end - bench.board.first()
+    if done != rows:
+        raise AgentFailed(f"{bench.entry.name}: {rows} rows inserted, {done} finished")
+    connection.close()  # so that what it has committed is counted, too
+    return Sample(count * steps / seconds, count, costs.per_job(count * steps, polls + 1))
 
 
 def insert(bench: Bench, *, count: int, bulk: bool) -> Sample:
