@@ -6,6 +6,7 @@
 * ``chain``: five durable steps, one after the other (a machine of five steps where the engine has machines,
   five steps of one workflow, or five jobs of which each inserts the next); it carries ``FILLER``;
 * ``mark``: a job that stamps the board with the time at which it started, under its number;
+* ``call``: a job that waits for ``CALL_SECONDS``, as for somebody's answer;
 * ``answer``: a job whose result is its number;
 * ``waiter``: an instance that waits for a signal and then stamps the board, under its number;
 * ``parent``: an instance that spawns as many ``noop`` jobs as its number says, and ends when all of them have.
@@ -27,6 +28,7 @@ from typing import Any, ClassVar, Protocol
 from benchmarks.board import Board
 
 STEPS = 5
+CALL_SECONDS = 0.04
 FILLER = "gen_durable " * 16
 """State that each chain carries: 192 bytes, about what a small business object has."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+CORES = os.cpu_count() or 1
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 

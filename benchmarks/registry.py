@@ -10,10 +10,10 @@ from benchmarks.engines.gen_durable_rows import BLOCKED, PARKED, RETENTION_DAYS,
 
 OWN = "gen_durable"
 FLOOR = "floor"
-ALL = frozenset("ABCDEFGHIJKN") | {"B.step", "D.result"}
+ALL = frozenset("ABCDEFGHIJKLN") | {"B.step", "D.result"}
 COMMON = frozenset("ABCD")
 """What every engine has; E and F need signals, and children with a join; G, H and N limits; I levels of history; J
-transactional steps; K all of that.
+transactional steps; K and L all of that.
 
 ``B.step`` is for an engine that has more than one way to go from a step to the next, and so runs ahead in ``B``;
 ``D.result`` for one whose caller can wait for a result."""
@@ -85,6 +85,7 @@ ENTRIES = (
             "J": {"concurrency": 20},
             "K": {"retention": 86400.0 * RETENTION_DAYS},
             "K.blocked": {"drain_timeout": 1.0},
+            "L": {"concurrency": 5},
             "N": {"drain_timeout": 1.0},  # the one that holds the crowd's key never ends
         },
     ),

@@ -14,6 +14,8 @@ EXTRAS = (
     "client_ms",
     "server_ms",
     "p99",
+    "trip_ms",
+    "busy_pct",
     "rate",
     "plain_wal",
     "plain",

@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 from psycopg_pool import AsyncConnectionPool
 
-from benchmarks.adapter import FILLER
+from benchmarks.adapter import CALL_SECONDS, FILLER
 from benchmarks.board import Board
 from gen_durable import Await, BulkItem, Context, Done, Engine, Machine, Next, Rate, Spawn, job, step
 
@@ -35,6 +35,12 @@ async def noop(number: int) -> None:
 @job
 async def mark(number: int) -> None:
     _board[0].mark(number)
+
+
+@job
+async def call(number: int) -> None:
+    await asyncio.sleep(CALL_SECONDS)
+    _board[0].hit()
 
 
 @job
@@ -136,6 +142,8 @@ def _instance(kind: str, number: int) -> Any:
             return noop.bind(number=number)
         case "mark":
             return mark.bind(number=number)
+        case "call":
+            return call.bind(number=number)
         case "answer":
             return answer.bind(number=number)
         case "keyed":
@@ -203,7 +211,7 @@ class Adapter:
         _board[:] = [board]
 
     def _engine(self) -> Engine:
-        machines = [noop, mark, answer, keyed, wide, metered, paid, paid_alone, crowd, Chain, Waiter, Parent]
+        machines = [noop, mark, answer, call, keyed, wide, metered, paid, paid_alone, crowd, Chain, Waiter, Parent]
         options = {**LIMITS, **self._options}
         return Engine(self._url, machines=machines, queues={"default": self._concurrency}, **options)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from benchmarks.adapter import STEPS
+from benchmarks.adapter import CALL_SECONDS, STEPS
 from benchmarks.board import MARKS
 from benchmarks.registry import Entry
 from benchmarks.samples import Measure, Sample
@@ -16,6 +16,7 @@ from benchmarks.workloads.decay import BLOCKED, PARKED, TERMINAL, Beside, beside
 from benchmarks.workloads.families import family, large_family
 from benchmarks.workloads.latencies import latency, results, wakeups
 from benchmarks.workloads.rates import drain, history, insert, limited
+from benchmarks.workloads.scale import scale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +35,11 @@ class Sizes:
     large: int = 100_000
     crowd: int = 1_000_000
     terminal: int = 5_000_000
+    steady: float = 4.0
 
 
-DECAYS = 3
-"""Repetitions of K at most: each runs jobs four times."""
+DECAYS = SCALES = 3
+"""Repetitions of K and L at most: each takes long."""
 
 
 QUICK = Sizes(
@@ -148,6 +150,7 @@ def _all(procs: Sequence[int], sizes: Sizes) -> list[Task]:
         *_draining("J", "paid", "transactional steps, 20 in flight", "steps/s", sizes.paid, procs),
         *_draining("J.alone", "paid_alone", "the same SQL in transactions of its own", "steps/s", sizes.paid, procs),
         *_decays(sizes),
+        *_scales(sizes.steady),
         Task(
             Measure(
                 "N", f"insert to start beside {sizes.crowd:,} that wait on one key, p50", "ms", lower_is_better=True
@@ -220,6 +223,14 @@ def _decay(key: str, what: Beside, rows: int, title: str, sizes: Sizes) -> list[
 def _statistics(key: str, title: str, count: int, *, empty: bool) -> Task:
     measure = Measure(key, f"no-op jobs {title}, share of the rate with them", "share")
     return Task(measure, partial(statistics, empty=empty, count=count), most=DECAYS)
+
+
+def _scales(seconds: float) -> list[Task]:
+    title = f"jobs that wait for {1000 * CALL_SECONDS:.0f} ms, 1 ms away from Postgres"
+    return [
+        replace(task, procs=None, most=SCALES)
+        for task in _by_procs("L", title, "jobs/s", (1, 2, 4, 8), partial(scale, seconds=seconds))
+    ]
 
 
 def _latency(key: str, where: str, count: int, *, local: bool) -> Task:
