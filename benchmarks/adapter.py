@@ -8,16 +8,18 @@
 * ``mark``: a job that stamps the board with the time at which it started, under its number;
 * ``call``: a job that waits for ``CALL_SECONDS``, as for somebody's answer;
 * ``answer``: a job whose result is its number;
+* ``sitter``: a job that counts itself and then waits until its worker ends;
 * ``waiter``: an instance that waits for a signal and then stamps the board, under its number;
+* ``parked``: the same, told apart by nothing, and counted when it has begun;
 * ``parent``: an instance that spawns as many ``noop`` jobs as its number says, and ends when all of them have.
-
 * ``keyed``, ``wide``, ``metered``: ``noop`` under one of 100 concurrency keys that let one run at a time; under one of
   100 that let 50; under a rate that is never reached;
 * ``paid``, ``paid_alone``: a job that updates one row of 10,000, in the transaction of its outcome; on a connection of
   its own, and so in a transaction of its own;
 * ``crowd``: a job that holds its concurrency key, the same for all of them, until its worker ends.
 
-The last eight are for engines that have such things: see ``Waiting``; and ``answer``: see ``Asking``.
+``noop``, ``chain`` and ``mark`` are every engine's; the others are for those that have such things: ``answer`` see
+``Asking``, the rest see ``Waiting``.
 """
 
 from __future__ import annotations

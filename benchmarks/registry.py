@@ -10,10 +10,10 @@ from benchmarks.engines.gen_durable_rows import BLOCKED, PARKED, RETENTION_DAYS,
 
 OWN = "gen_durable"
 FLOOR = "floor"
-ALL = frozenset("ABCDEFGHIJKLN") | {"B.step", "D.result"}
+ALL = frozenset("ABCDEFGHIJKLMN") | {"B.step", "D.result"}
 COMMON = frozenset("ABCD")
 """What every engine has; E and F need signals, and children with a join; G, H and N limits; I levels of history; J
-transactional steps; K and L all of that.
+transactional steps; K to M all of that.
 
 ``B.step`` is for an engine that has more than one way to go from a step to the next, and so runs ahead in ``B``;
 ``D.result`` for one whose caller can wait for a result."""
@@ -43,6 +43,8 @@ class Entry:
     rows: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """SQL that makes as many rows as ``$1`` says out of the one that is there: ``parked`` ones, ``blocked``,
     ``terminal``."""
+    parked: str = ""
+    """SQL that counts the parked ones."""
     waiting: str = ""
     """SQL that counts the blocked ones, and those of them that were written by another transaction than most: since."""
 
@@ -79,6 +81,7 @@ ENTRIES = (
         "+ (SELECT count(*) FROM gen_durable.instances WHERE status = 2)",
         workloads=ALL,
         rows={"parked": PARKED, "blocked": BLOCKED, "terminal": TERMINAL},
+        parked="SELECT count(*) FROM gen_durable.instances WHERE status = 3",
         waiting=WAITING,
         options={
             "B.step": {"run_ahead": False},
@@ -86,6 +89,7 @@ ENTRIES = (
             "K": {"retention": 86400.0 * RETENTION_DAYS},
             "K.blocked": {"drain_timeout": 1.0},
             "L": {"concurrency": 5},
+            "M.executing": {"drain_timeout": 1.0},
             "N": {"drain_timeout": 1.0},  # the one that holds the crowd's key never ends
         },
     ),

@@ -44,6 +44,12 @@ async def call(number: int) -> None:
 
 
 @job
+async def sitter(number: int) -> None:
+    _board[0].hit()
+    await asyncio.Event().wait()
+
+
+@job
 async def answer(number: int) -> int:
     return number
 
@@ -116,6 +122,7 @@ class Waiter(Machine):
 
     @step
     async def start(self, ctx: Context) -> Await:
+        _board[0].hit()
         return Await("go", then=self.woken)
 
     @step
@@ -144,6 +151,10 @@ def _instance(kind: str, number: int) -> Any:
             return mark.bind(number=number)
         case "call":
             return call.bind(number=number)
+        case "sitter":
+            return sitter.bind(number=number)
+        case "parked":
+            return Waiter(number=number)
         case "answer":
             return answer.bind(number=number)
         case "keyed":
@@ -211,7 +222,22 @@ class Adapter:
         _board[:] = [board]
 
     def _engine(self) -> Engine:
-        machines = [noop, mark, answer, call, keyed, wide, metered, paid, paid_alone, crowd, Chain, Waiter, Parent]
+        machines = [
+            noop,
+            mark,
+            answer,
+            call,
+            sitter,
+            keyed,
+            wide,
+            metered,
+            paid,
+            paid_alone,
+            crowd,
+            Chain,
+            Waiter,
+            Parent,
+        ]
         options = {**LIMITS, **self._options}
         return Engine(self._url, machines=machines, queues={"default": self._concurrency}, **options)
 

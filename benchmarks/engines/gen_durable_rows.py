@@ -15,6 +15,7 @@ SELECT CASE WHEN n % 2 = 0 THEN now() + make_interval(days => 30, secs => n) ELS
     i.lane, 3, i.step, i.state, ARRAY['go']
 FROM gen_durable.instances i, generate_series(1, $1::int) n
 """,
+    "UPDATE gen_durable.instances SET status = 3, awaits = ARRAY['go'], due_at = 'infinity' WHERE status = 0",
 )
 
 BLOCKED = (

@@ -15,6 +15,7 @@ from benchmarks.workloads.crowds import crowd, idle
 from benchmarks.workloads.decay import BLOCKED, PARKED, TERMINAL, Beside, beside, statistics
 from benchmarks.workloads.families import family, large_family
 from benchmarks.workloads.latencies import latency, results, wakeups
+from benchmarks.workloads.memory import executing, parked
 from benchmarks.workloads.rates import drain, history, insert, limited
 from benchmarks.workloads.scale import scale
 
@@ -36,10 +37,11 @@ class Sizes:
     crowd: int = 1_000_000
     terminal: int = 5_000_000
     steady: float = 4.0
+    executing: int = 10_000
 
 
-DECAYS = SCALES = 3
-"""Repetitions of K and L at most: each takes long."""
+FEW = 3
+"""Repetitions at most of what takes long, or does not vary."""
 
 
 QUICK = Sizes(
@@ -151,6 +153,7 @@ def _all(procs: Sequence[int], sizes: Sizes) -> list[Task]:
         *_draining("J.alone", "paid_alone", "the same SQL in transactions of its own", "steps/s", sizes.paid, procs),
         *_decays(sizes),
         *_scales(sizes.steady),
+        *_memory(sizes),
         Task(
             Measure(
                 "N", f"insert to start beside {sizes.crowd:,} that wait on one key, p50", "ms", lower_is_better=True
@@ -211,25 +214,35 @@ def _decay(key: str, what: Beside, rows: int, title: str, sizes: Sizes) -> list[
     own = partial(beside, what=what, rows=rows)
     place = f"beside {rows:,} {title}, share of the rate beside none"
     return [
-        Task(Measure(key, f"no-op jobs {place}", "share"), partial(own, kind="noop", count=sizes.jobs), most=DECAYS),
+        Task(Measure(key, f"no-op jobs {place}", "share"), partial(own, kind="noop", count=sizes.jobs), most=FEW),
         Task(
             Measure(f"{key}.B", f"chains of {STEPS} steps {place}", "share"),
             partial(own, kind="chain", count=sizes.chains),
-            most=DECAYS,
+            most=FEW,
         ),
     ]
 
 
 def _statistics(key: str, title: str, count: int, *, empty: bool) -> Task:
     measure = Measure(key, f"no-op jobs {title}, share of the rate with them", "share")
-    return Task(measure, partial(statistics, empty=empty, count=count), most=DECAYS)
+    return Task(measure, partial(statistics, empty=empty, count=count), most=FEW)
 
 
 def _scales(seconds: float) -> list[Task]:
     title = f"jobs that wait for {1000 * CALL_SECONDS:.0f} ms, 1 ms away from Postgres"
     return [
-        replace(task, procs=None, most=SCALES)
+        replace(task, procs=None, most=FEW)
         for task in _by_procs("L", title, "jobs/s", (1, 2, 4, 8), partial(scale, seconds=seconds))
+    ]
+
+
+def _memory(sizes: Sizes) -> list[Task]:
+    title = "memory of a worker for each of"
+    running = Measure("M.executing", f"{title} {sizes.executing:,} executing instances", "KB", lower_is_better=True)
+    waiting = Measure("M.parked", f"{title} {sizes.parked:,} parked instances", "KB", lower_is_better=True)
+    return [
+        Task(running, partial(executing, count=sizes.executing), most=FEW),
+        Task(waiting, partial(parked, count=sizes.parked), most=FEW),
     ]
 
 

@@ -71,7 +71,7 @@ def test_table_names_every_engine_and_ratio() -> None:
     [
         (
             ["--only", "X"],
-            "'X' is no workload and no key of one: there are A, B, C, D, E, F, G, H, I, J, K, L, N, and the keys A,",
+            "'X' is no workload and no key of one: there are A, B, C, D, E, F, G, H, I, J, K, L, M, N, and the keys A,",
         ),
         (["--only", "A,F.huge"], "'F.huge' is no workload and no key of one"),
         (["--only", "A.3"], "'A.3' is no workload and no key of one"),
