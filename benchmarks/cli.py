@@ -21,7 +21,7 @@ from benchmarks.envs import Unavailable, python_for
 from benchmarks.registry import ENTRIES, FLOOR, OWN, PEERS, Entry, find
 from benchmarks.samples import Results
 from benchmarks.server import running
-from benchmarks.workloads import QUICK, Bench, Sizes, Task, letters, tasks
+from benchmarks.workloads import FEW, QUICK, Bench, Sizes, Task, brief, letters, tasks
 from gen_durable.errors import GenDurableError
 
 
@@ -34,9 +34,8 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument(
         "--only",
         type=_parts,
-        default=letters(),
         metavar="A,F.large",
-        help=f"workloads, of {', '.join(letters())}, or keys of them (default: all)",
+        help=f"workloads, of {', '.join(letters())}, or keys of them (default: all; quick: what can be small)",
     )
     out.add_argument(
         "--peers",
@@ -46,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
         help=f"of {', '.join(PEERS)}; 'none' for none (default: all)",
     )
     out.add_argument("--without", type=_names, default=[], metavar="NAMES", help=f"leave out {OWN} or {FLOOR}")
-    out.add_argument("--reps", type=_positive, help="repetitions (default: 5; quick: 3)")
+    out.add_argument("--reps", type=_positive, help="repetitions (default: 5; quick: 3, or 1 of everything)")
     out.add_argument(
         "--procs",
         type=_numbers,
@@ -71,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run; 0, or 1 when an engine failed, or 2 on wrong arguments or without a server."""
     arguments = parser().parse_args(argv)
     try:
-        todo = tasks(arguments.only, arguments.procs or ([1] if arguments.quick else [1, 2]), _sizes(arguments))
+        todo = _todo(arguments)
     except ValueError as error:
         parser().error(f"argument --only: {error}")
     # The server and the workers end in "finally" blocks, so a kill of the run has to unwind.
@@ -100,13 +99,28 @@ def _measure(arguments: argparse.Namespace, todo: list[Task], results: Results, 
         progress.print(server.describe(), markup=False)
         board = Board(Path(folder) / "board")
         benches = [Bench(server, entry, python, board, settings.get(entry.name, {})) for entry, python in engines]
-        reps = arguments.reps or (3 if arguments.quick else 5)
-        once = arguments.quick and not arguments.reps
+        reps, slow_most = _repetitions(arguments)
         try:
-            return run.measure(todo, benches, reps, results, progress, slow_once=once)
+            return run.measure(todo, benches, reps, results, progress, slow_most=slow_most)
         finally:
             for bench in benches:
                 bench.close()
+
+
+def _todo(arguments: argparse.Namespace) -> list[Task]:
+    procs, sizes = arguments.procs or ([1] if arguments.quick else [1, 2]), _sizes(arguments)
+    if arguments.quick and arguments.only is None:
+        return brief(procs, sizes)
+    return tasks(letters() if arguments.only is None else arguments.only, procs, sizes)
+
+
+def _repetitions(arguments: argparse.Namespace) -> tuple[int, int | None]:
+    """Of an engine, and of a slow one at most."""
+    if arguments.reps:
+        return arguments.reps, None
+    if arguments.quick:
+        return (1 if arguments.only is None else 3), 1
+    return 5, FEW
 
 
 def _available(entries: list[Entry], progress: Console) -> list[tuple[Entry, Path]]:

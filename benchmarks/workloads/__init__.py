@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.workloads.bench import Bench
-from benchmarks.workloads.catalogue import QUICK, Sizes, Task, letters, tasks
+from benchmarks.workloads.catalogue import brief, letters, tasks
+from benchmarks.workloads.task import FEW, QUICK, Sizes, Task
 
-__all__ = ["QUICK", "Bench", "Sizes", "Task", "letters", "tasks"]
+__all__ = ["FEW", "QUICK", "Bench", "Sizes", "Task", "brief", "letters", "tasks"]

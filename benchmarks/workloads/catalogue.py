@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 from benchmarks.adapter import CALL_SECONDS, STEPS
-from benchmarks.board import MARKS
-from benchmarks.registry import Entry
 from benchmarks.samples import Measure, Sample
-from benchmarks.workloads.bench import Bench
 from benchmarks.workloads.crowds import crowd, idle
 from benchmarks.workloads.decay import BLOCKED, PARKED, TERMINAL, Beside, beside, statistics
 from benchmarks.workloads.families import family, large_family
@@ -18,86 +15,22 @@ from benchmarks.workloads.latencies import latency, results, wakeups
 from benchmarks.workloads.memory import executing, parked
 from benchmarks.workloads.rates import drain, history, insert, limited
 from benchmarks.workloads.scale import scale
+from benchmarks.workloads.task import Sizes, Task
 
-
-@dataclass(frozen=True, kw_only=True)
-class Sizes:
-    """How much of each."""
-
-    jobs: int = 20_000
-    chains: int = 4_000
-    singles: int = 1_000
-    paid: int = 10_000
-    bulk: int = 20_000
-    latencies: int = 200
-    parked: int = 100_000
-    idle: float = 10.0
-    family: int = 5_000
-    large: int = 100_000
-    crowd: int = 1_000_000
-    terminal: int = 5_000_000
-    steady: float = 4.0
-    executing: int = 10_000
-
-
-FEW = 3
-"""Repetitions at most of what takes long, or does not vary."""
-
-
-QUICK = Sizes(
-    paid=4_000,
-    chains=1_000,
-    singles=500,
-    latencies=100,
-    parked=20_000,
-    idle=5.0,
-    large=20_000,
-    crowd=100_000,
-    terminal=100_000,
-)
-assert QUICK.latencies < MARKS
-
-
-@dataclass(frozen=True)
-class Task:
-    """One measure and how to take one sample of it.
-
-    Args:
-        procs: where it is measured by so many worker processes.
-        needs: the workload that an engine must have; by default that of the letter.
-        same: the key that means the same to an engine without the workload ``own``.
-        most: repetitions at most.
-    """
-
-    measure: Measure
-    run: Callable[[Bench], Sample]
-    procs: int | None = None
-    needs: str = ""
-    same: str = ""
-    own: str = ""
-    most: int | None = None
-
-    @property
-    def key(self) -> str:
-        return self.measure.key
-
-    @property
-    def letter(self) -> str:
-        """The workload that it belongs to."""
-        return self.key[0]
-
-    def fits(self, entry: Entry) -> bool:
-        """Whether the engine has the workload."""
-        return (self.needs or self.letter) in entry.workloads
-
-    def same_for(self, entry: Entry) -> str:
-        """The key that means the same to this engine, or nothing."""
-        return self.same if self.own not in entry.workloads else ""
+BRIEF = frozenset((*"ABCDEFGHIJ", "B.step", "C.bulk", "D.other", "D.result", "E.other"))
+"""The keys of a quick run that names none: those that can be small."""
+BRIEF_OF_PEERS = frozenset(("A", "B", "B.step"))
+"""Those of them for which it has time to measure the peers, too."""
 
 
 def letters() -> list[str]:
     """The workloads."""
     return list(dict.fromkeys(task.letter for task in _all([1], Sizes())))
+
+
+def brief(procs: Sequence[int], sizes: Sizes) -> list[Task]:
+    """The tasks of a quick run that names none."""
+    return [replace(task, alone=task.base not in BRIEF_OF_PEERS) for task in _all(procs, sizes) if task.base in BRIEF]
 
 
 def tasks(only: Sequence[str], procs: Sequence[int], sizes: Sizes) -> list[Task]:
@@ -144,11 +77,10 @@ def _all(procs: Sequence[int], sizes: Sizes) -> list[Task]:
             Measure("F.large", f"{sizes.large:,} children of one parent", "s", lower_is_better=True),
             partial(large_family, count=sizes.large),
         ),
-        *_limited("G", "keyed", "jobs over 100 keys of one at a time", sizes.jobs, procs),
-        *_limited("H", "wide", "jobs over 100 keys of 50 at a time, which never bind", sizes.jobs, procs),
-        *_limited("H.rate", "metered", "jobs under a rate that never binds", sizes.jobs, procs),
-        *_history("I", "noop", "no-op jobs with history", "jobs/s", sizes.jobs, procs),
-        *_history("I.B", "chain", f"chains of {STEPS} steps with history", "steps/s", sizes.chains, procs),
+        *_limited("G", "keyed", "jobs over 100 keys of one at a time", sizes, procs),
+        *_limited("H", "wide", "jobs over 100 keys of 50 at a time, which never bind", sizes, procs),
+        *_limited("H.rate", "metered", "jobs under a rate that never binds", sizes, procs),
+        *_histories(sizes, procs),
         *_draining("J", "paid", "transactional steps, 20 in flight", "steps/s", sizes.paid, procs),
         *_draining("J.alone", "paid_alone", "the same SQL in transactions of its own", "steps/s", sizes.paid, procs),
         *_decays(sizes),
@@ -189,12 +121,24 @@ def _plural(procs: int) -> str:
     return "1 worker process" if procs == 1 else f"{procs} worker processes"
 
 
-def _limited(key: str, kind: str, title: str, count: int, procs: Sequence[int]) -> list[Task]:
-    return _by_procs(key, title, "jobs/s", procs, partial(limited, kind=kind, count=count))
+def _limited(key: str, kind: str, title: str, sizes: Sizes, procs: Sequence[int]) -> list[Task]:
+    run = partial(limited, kind=kind, count=sizes.jobs, pairs=sizes.pairs)
+    return _by_procs(key, title, "jobs/s", procs, run)
 
 
-def _history(key: str, kind: str, title: str, unit: str, count: int, procs: Sequence[int]) -> list[Task]:
-    return _by_procs(key, title, unit, procs, partial(history, kind=kind, count=count))
+def _histories(sizes: Sizes, procs: Sequence[int]) -> list[Task]:
+    jobs = partial(history, kind="noop", count=sizes.jobs, pairs=sizes.pairs)
+    chains = partial(history, kind="chain", count=sizes.chains, pairs=sizes.pairs)
+    return _few(
+        [
+            *_by_procs("I", "no-op jobs with history", "jobs/s", procs, jobs),
+            *_by_procs("I.B", f"chains of {STEPS} steps with history", "steps/s", procs, chains),
+        ]
+    )
+
+
+def _few(found: list[Task]) -> list[Task]:
+    return [replace(task) for task in found]
 
 
 def _decays(sizes: Sizes) -> list[Task]:
@@ -204,34 +148,34 @@ def _decays(sizes: Sizes) -> list[Task]:
         *_decay("K.terminal.fewer", TERMINAL, fewer, "terminal rows", sizes),
         *_decay("K.parked", PARKED, sizes.crowd, "parked rows", sizes),
         *_decay("K.blocked", BLOCKED, sizes.crowd, "rows that wait on one key", sizes),
-        _statistics("K.stats", "without statistics", sizes.jobs, empty=False),
-        _statistics("K.stats.stale", "with the statistics of the empty tables", sizes.jobs, empty=True),
+        _statistics("K.stats", "without statistics", sizes, empty=False),
+        _statistics("K.stats.stale", "with the statistics of the empty tables", sizes, empty=True),
     ]
 
 
 def _decay(key: str, what: Beside, rows: int, title: str, sizes: Sizes) -> list[Task]:
     """Two tasks: jobs, and chains."""
-    own = partial(beside, what=what, rows=rows)
+    own = partial(beside, what=what, rows=rows, pairs=sizes.pairs)
     place = f"beside {rows:,} {title}, share of the rate beside none"
     return [
-        Task(Measure(key, f"no-op jobs {place}", "share"), partial(own, kind="noop", count=sizes.jobs), most=FEW),
+        Task(Measure(key, f"no-op jobs {place}", "share"), partial(own, kind="noop", count=sizes.jobs)),
         Task(
             Measure(f"{key}.B", f"chains of {STEPS} steps {place}", "share"),
             partial(own, kind="chain", count=sizes.chains),
-            most=FEW,
         ),
     ]
 
 
-def _statistics(key: str, title: str, count: int, *, empty: bool) -> Task:
+def _statistics(key: str, title: str, sizes: Sizes, *, empty: bool) -> Task:
     measure = Measure(key, f"no-op jobs {title}, share of the rate with them", "share")
-    return Task(measure, partial(statistics, empty=empty, count=count), most=FEW)
+    run = partial(statistics, empty=empty, count=sizes.jobs, pairs=sizes.pairs)
+    return Task(measure, run)
 
 
 def _scales(seconds: float) -> list[Task]:
     title = f"jobs that wait for {1000 * CALL_SECONDS:.0f} ms, 1 ms away from Postgres"
     return [
-        replace(task, procs=None, most=FEW)
+        replace(task, procs=None)
         for task in _by_procs("L", title, "jobs/s", (1, 2, 4, 8), partial(scale, seconds=seconds))
     ]
 
@@ -241,8 +185,8 @@ def _memory(sizes: Sizes) -> list[Task]:
     running = Measure("M.executing", f"{title} {sizes.executing:,} executing instances", "KB", lower_is_better=True)
     waiting = Measure("M.parked", f"{title} {sizes.parked:,} parked instances", "KB", lower_is_better=True)
     return [
-        Task(running, partial(executing, count=sizes.executing), most=FEW),
-        Task(waiting, partial(parked, count=sizes.parked), most=FEW),
+        Task(running, partial(executing, count=sizes.executing)),
+        Task(waiting, partial(parked, count=sizes.parked)),
     ]
 
 

@@ -41,17 +41,16 @@ PARKED = Beside(rows="parked", seed="waiter")
 BLOCKED = Beside(rows="blocked", seed="crowd", staying=1)
 
 
-def beside(bench: Bench, *, what: Beside, rows: int, kind: str, count: int) -> Sample:
+def beside(bench: Bench, *, what: Beside, rows: int, kind: str, count: int, pairs: int) -> Sample:
     """The share of the rate beside no rows that is left beside so many."""
     jobs = partial(_beside, bench, what=what, kind=kind, count=count)
-    return _share(in_turns(partial(jobs, rows=rows), partial(jobs, rows=0)), rows)
+    return _share(in_turns(partial(jobs, rows=rows), partial(jobs, rows=0), pairs), rows)
 
 
-def statistics(bench: Bench, *, empty: bool, count: int) -> Sample:
+def statistics(bench: Bench, *, empty: bool, count: int, pairs: int) -> Sample:
     """The share of the rate with good statistics that is left without any, or with those of the ``empty`` tables."""
-    return _share(
-        in_turns(partial(_unknown, bench, empty=empty, count=count), partial(_known, bench, count=count)), count
-    )
+    unknown, known = partial(_unknown, bench, empty=empty, count=count), partial(_known, bench, count=count)
+    return _share(in_turns(unknown, known, pairs), count)
 
 
 def _share(sample: Sample, rows: int) -> Sample:

@@ -75,26 +75,27 @@ def insert(bench: Bench, *, count: int, bulk: bool) -> Sample:
         return Sample(count / answer["seconds"], count, extras)
 
 
-def limited(bench: Bench, *, kind: str, count: int, procs: int) -> Sample:
+def limited(bench: Bench, *, kind: str, count: int, procs: int, pairs: int) -> Sample:
     """Jobs with a limit, beside as many without."""
     jobs = partial(drain, bench, workload="G", count=count, procs=procs)
-    return in_turns(partial(jobs, kind=kind), partial(jobs, kind="noop"))
+    return in_turns(partial(jobs, kind=kind), partial(jobs, kind="noop"), pairs)
 
 
-def history(bench: Bench, *, kind: str, count: int, procs: int) -> Sample:
+def history(bench: Bench, *, kind: str, count: int, procs: int, pairs: int) -> Sample:
     """Jobs or chains with a row of history for each step, beside as many without history."""
     jobs = partial(drain, bench, workload="I", kind=kind, count=count, procs=procs)
-    return in_turns(partial(jobs, options={"history": "steps"}), partial(jobs, options={"history": "off"}))
+    return in_turns(partial(jobs, options={"history": "steps"}), partial(jobs, options={"history": "off"}), pairs)
 
 
-def in_turns(own: Callable[[], Sample], plain: Callable[[], Sample]) -> Sample:
-    """What something costs: plain, own, own, plain.
+def in_turns(own: Callable[[], Sample], plain: Callable[[], Sample], pairs: int) -> Sample:
+    """What something costs: plain, own; own, plain; and so on.
 
     ``plain`` is the rate of the plain ones, ``share`` the own rate by that one; ``plain_wal`` their WAL per job.
     """
     samples: dict[Callable[[], Sample], list[Sample]] = {own: [], plain: []}
-    for run in (plain, own, own, plain):
-        samples[run].append(run())
+    for pair in range(pairs):
+        for run in (own, plain) if pair % 2 else (plain, own):
+            samples[run].append(run())
     rates = {run: statistics.harmonic_mean(sample.value for sample in taken) for run, taken in samples.items()}
     wal = {run: statistics.mean(sample.extras["wal_bytes"] for sample in taken) for run, taken in samples.items()}
     noise = [sample.extras.get("others_pct", 0.0) for taken in samples.values() for sample in taken]

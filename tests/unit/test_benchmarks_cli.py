@@ -22,6 +22,8 @@ from benchmarks.agents import AgentFailed  # noqa: E402
 from benchmarks.board import MARKS, Board  # noqa: E402
 from benchmarks.samples import Measure, Results, Sample, percentile  # noqa: E402
 from benchmarks.workloads import Sizes, Task, letters, tasks  # noqa: E402
+from benchmarks.workloads.catalogue import BRIEF, BRIEF_OF_PEERS  # noqa: E402
+from benchmarks.workloads.rates import in_turns  # noqa: E402
 
 RATE = Measure("A", "no-op jobs", "jobs/s")
 DELAY = Measure("D", "insert to start", "ms", lower_is_better=True)
@@ -112,6 +114,78 @@ def test_a_key_stands_for_itself_whatever_the_processes() -> None:
     assert keys("F.large,C.bulk", [1]) == ["C.bulk", "F.large"]
     assert keys("A.2,c.BULK", [1]) == ["A.2", "C.bulk"]
     assert keys("A,F.large", [1]) == ["A", "F.large"]
+
+
+def asked_for(*argv: str) -> list[Task]:
+    return cli._todo(cli.parser().parse_args(argv))
+
+
+def test_without_only_everything_is_measured() -> None:
+    every = [task.key for task in asked_for()]
+    assert every == keys(",".join(letters()), [1, 2])
+    assert [task.key for task in asked_for("--only", "A,J.alone")] == ["A", "A.2", "J.alone"]
+
+
+def test_a_quick_run_without_only_leaves_out_what_cant_be_small_and_most_of_the_peers() -> None:
+    brief = asked_for("--quick")
+    every = {task.base for task in asked_for()}
+    assert {task.base for task in brief} == BRIEF < every
+    assert not {task.letter for task in brief} & set("KLMN")
+    own, peer = registry.find("gen_durable"), registry.find("pgqueuer")
+    assert all(task.fits(own) for task in brief)
+    assert {task.key for task in brief if task.fits(peer)} == BRIEF_OF_PEERS
+    assert {task.key for task in asked_for("--quick", "--only", "C,K") if task.fits(peer)} == {"C", "C.bulk"}
+    assert {task.key for task in asked_for("--quick", "--only", "K")} == set(keys("K", [1]))
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        ([], (5, 3)),
+        (["--only", "A"], (5, 3)),
+        (["--quick"], (1, 1)),
+        (["--quick", "--only", "A"], (3, 1)),
+        (["--quick", "--reps", "2"], (2, None)),
+    ],
+)
+def test_repetitions_of_an_engine_and_of_a_slow_one(argv: list[str], expected: tuple[int, int | None]) -> None:
+    assert cli._repetitions(cli.parser().parse_args(argv)) == expected
+
+
+def test_what_takes_long_is_repeated_less_often() -> None:
+    few = {task.base for task in asked_for() if task.most}
+    assert {"G", "H.rate", "I.B", "K.stats", "L.8", "M.parked", "N", "E.idle", "F.large"} <= few
+    assert not few & {"A", "B", "B.step", "C", "D", "E", "F", "J"}
+    results = Results()
+    todo = [Task(Measure("K.stats", "", "share"), lambda bench: Sample(1.0, 1))]
+
+    class FakeBench:
+        entry = registry.find("gen_durable")
+
+    assert run.measure(todo, [FakeBench()], 5, results, Console(quiet=True)) == 0  # type: ignore[list-item]
+    assert results.summary("K.stats", "gen_durable")["reps"] == 3
+
+
+def test_runs_in_turns_give_the_share_of_the_plain_rate() -> None:
+    turns: list[str] = []
+
+    def taking(name: str, rates: list[float]) -> Callable[[], Sample]:
+        def run() -> Sample:
+            turns.append(name)
+            return Sample(rates.pop(0), 7, {"wal_bytes": 10.0 * len(turns), "others_pct": float(len(turns))})
+
+        return run
+
+    sample = in_turns(taking("own", [30.0, 60.0]), taking("plain", [100.0, 50.0]), 2)
+    assert turns == ["plain", "own", "own", "plain"]
+    assert (sample.value, sample.count) == (40.0, 7)
+    assert sample.extras == {
+        "wal_bytes": 25.0,
+        "plain_wal": 25.0,
+        "plain": pytest.approx(66.667, abs=0.001),
+        "share": pytest.approx(0.6),
+        "others_pct": 4.0,
+    }
 
 
 def test_no_key_is_there_twice() -> None:
