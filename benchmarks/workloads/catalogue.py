@@ -19,7 +19,7 @@ from benchmarks.workloads.task import Sizes, Task
 
 BRIEF = frozenset((*"ABCDEFGHIJ", "B.step", "C.bulk", "D.other", "D.result", "E.other"))
 """The keys of a quick run that names none: those that can be small."""
-BRIEF_OF_PEERS = frozenset(("A", "B", "B.step"))
+BRIEF_OF_PEERS = frozenset(("A", "B", "B.step", "C", "C.bulk", "D"))
 """Those of them for which it has time to measure the peers, too."""
 
 

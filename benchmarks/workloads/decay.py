@@ -8,6 +8,7 @@ from typing import Any, LiteralString
 
 import psycopg
 
+from benchmarks.agents import AgentFailed
 from benchmarks.samples import Sample
 from benchmarks.workloads.bench import Bench
 from benchmarks.workloads.rates import in_turns, run_all
@@ -17,12 +18,14 @@ DO $$
 DECLARE
     name regclass;
 BEGIN
-    FOR name IN SELECT relid FROM pg_stat_user_tables WHERE relid::regclass::text NOT IN (
-        SELECT inhparent::regclass::text FROM pg_inherits
-    ) LOOP
+    FOR name IN SELECT relid FROM pg_stat_user_tables JOIN pg_class ON oid = relid WHERE relkind = 'r' LOOP
         EXECUTE format('ALTER TABLE %s SET (autovacuum_enabled = false)', name);
     END LOOP;
 END $$
+"""
+ANALYZED: LiteralString = """
+SELECT coalesce(string_agg(relid::regclass::text, ', '), '') FROM pg_stat_user_tables
+WHERE autoanalyze_count > 0 OR analyze_count > %s
 """
 
 
@@ -85,7 +88,12 @@ def _unknown(bench: Bench, *, empty: bool, count: int) -> Sample:
                 connection.execute("ANALYZE")
         agents.call("prepare", kind="noop", count=count, ready=True)
         with _watching(bench) as connection:
-            return run_all(bench, agents, connection, kind="noop", count=count, procs=1)
+            sample = run_all(bench, agents, connection, kind="noop", count=count, procs=1)
+        with bench.connect() as connection:
+            row = connection.execute(ANALYZED, (1 if empty else 0,)).fetchone()
+        if row is None or row[0]:
+            raise AgentFailed(f"there are to be no later statistics, and {row and row[0]} got some: run it again")
+        return sample
 
 
 def _watching(bench: Bench) -> psycopg.Connection[Any]:
