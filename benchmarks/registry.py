@@ -50,6 +50,12 @@ class Entry:
         return {**self.options.get("*", {}), **self.options.get(workload, {})}
 
 
+AWA_DONE = (
+    "SELECT (SELECT coalesce(sum(completed_count), 0) FROM awa.receipt_completion_batches) "
+    "+ (SELECT count(*) FROM awa.done_entries WHERE state = 'completed') "
+    "+ (SELECT coalesce(sum(pruned_completed_count), 0) FROM awa.queue_terminal_rollups)"
+)
+
 ENTRIES = (
     Entry(
         name=OWN,
@@ -110,6 +116,51 @@ ENTRIES = (
             "B": {"concurrency": 100},
             "D": {"poll": 0.005},
         },
+    ),
+    Entry(
+        name="awa",
+        module="benchmarks.engines.awa",
+        requirements=("awa-pg==0.6.9", "uvloop"),
+        # Its view of all jobs is slow to count; ended jobs are in batches, then in a table, then only in a counter.
+        done=AWA_DONE,
+        left="SELECT (SELECT coalesce(sum(last_value), 0) FROM pg_sequences WHERE schemaname = 'awa' "
+        f"AND sequencename LIKE 'queue_enqueue_seq_%') - ({AWA_DONE})",
+        row_per_step=True,
+        share={"B": 0.1},
+        options={
+            "*": {"workers": 512, "batch": 512},
+            "D": {"poll_ms": 20},
+        },
+    ),
+    Entry(
+        name="chancy",
+        module="benchmarks.engines.chancy",
+        requirements=("chancy==0.26.0", "psycopg[binary]", "uvloop"),
+        done="SELECT count(*) FROM chancy_jobs WHERE state = 'succeeded'",
+        left="SELECT count(*) FROM chancy_jobs WHERE state <> 'succeeded'",
+        row_per_step=True,
+        share={"B": 0.5, "C": 0.5},
+        options={"*": {"concurrency": 1000, "flush": 0.05}},
+    ),
+    Entry(
+        name="oban",
+        module="benchmarks.engines.oban",
+        requirements=("oban==0.7.0",),
+        python=(3, 12),
+        done="SELECT count(*) FROM oban_jobs WHERE state = 'completed'",
+        left="SELECT count(*) FROM oban_jobs WHERE state <> 'completed'",
+        row_per_step=True,
+        share={"A": 0.5, "B": 0.25, "C": 0.5},
+        options={"A": {"limit": 500}, "B": {"limit": 200}},
+    ),
+    Entry(
+        name="absurd",
+        module="benchmarks.engines.absurd",
+        requirements=("absurd-sdk==0.5.1", "absurdctl==0.5.1", "psycopg[binary]", "uvloop"),
+        done="SELECT count(*) FROM absurd.t_default WHERE state = 'completed'",
+        left="SELECT count(*) FROM absurd.t_default WHERE state <> 'completed'",
+        share={"A": 0.1, "B": 0.15, "C": 0.25},
+        options={"*": {"concurrency": 200}, "D": {"poll": 0.01}},
     ),
 )
 
