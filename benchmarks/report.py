@@ -6,7 +6,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.registry import FLOOR, OWN
+from benchmarks.registry import NOT_PEERS, OWN
 from benchmarks.samples import Results
 
 WIDTH = 106
@@ -48,7 +48,7 @@ def show(results: Results, console: Console) -> None:
                 _number(summary["n"]),
                 ratio,
                 *[_number(summary[name]) if name in summary else "" for name, _ in extras],
-                style="bold" if engine == OWN else "dim" if engine == FLOOR else None,
+                style="bold" if engine == OWN else "dim" if engine in NOT_PEERS else None,
             )
         console.print(table)
 
