@@ -15,10 +15,10 @@ from typing import Any, NoReturn
 import psycopg
 from rich.console import Console
 
-from benchmarks import report, run
+from benchmarks import plots, report, run, saved
 from benchmarks.board import Board
-from benchmarks.envs import Unavailable, python_for
-from benchmarks.registry import ALL, ENTRIES, NOT_PEERS, PEERS, Entry, find
+from benchmarks.envs import ROOT, Unavailable, python_for
+from benchmarks.registry import ALL, ENTRIES, NOT_PEERS, PEERS, QUICK_PEERS, Entry, find
 from benchmarks.samples import Results
 from benchmarks.server import running
 from benchmarks.workloads import QUICK, Bench, Sizes, tasks
@@ -37,9 +37,8 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument(
         "--peers",
         type=_names,
-        default=list(PEERS),
         metavar="NAMES",
-        help=f"of {', '.join(PEERS)}; 'none' for none (default: all)",
+        help=f"of {', '.join(PEERS)}; 'none' for none (default: all; quick: {', '.join(QUICK_PEERS)})",
     )
     out.add_argument("--without", type=_names, default=[], metavar="NAMES", help=f"of {', '.join(NOT_PEERS)}")
     out.add_argument("--reps", type=_positive, help="repetitions (default: 5; quick: 3)")
@@ -47,6 +46,12 @@ def parser() -> argparse.ArgumentParser:
         "--procs", type=_numbers, metavar="1,2", help="worker processes in A and B (default: 1,2; quick: 1)"
     )
     out.add_argument("--jobs", type=_positive, help="jobs in A (default: 20000)")
+    out.add_argument(
+        "--save",
+        type=_name,
+        default=saved.LATEST,
+        help=f"write benchmarks/results/SAVE.json and draw plots of it; 'none' for neither (default: {saved.LATEST})",
+    )
     out.add_argument("--json", action="store_true", help="one JSON object on stdout; progress goes to stderr")
     out.add_argument("--url", help="use this server (a superuser's URL) instead of a throw-away one")
     out.add_argument(
@@ -72,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (psycopg.OperationalError, GenDurableError) as error:
         progress.print(f"no server to measure on: {error}", style="red", markup=False, soft_wrap=True)
         return 2
+    if arguments.save != "none" and results.measures:
+        _keep(arguments.save, results, sys.argv[1:] if argv is None else argv, progress)
     if arguments.json:
         print(json.dumps(results.as_json()))
     else:
@@ -82,17 +89,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _measure(arguments: argparse.Namespace, results: Results, progress: Console) -> int:
-    names = [name for name in NOT_PEERS if name not in arguments.without] + arguments.peers
+    peers = arguments.peers if arguments.peers is not None else QUICK_PEERS if arguments.quick else PEERS
+    names = [*(name for name in NOT_PEERS if name not in arguments.without), *peers]
     engines = _available([find(name) for name in names], progress)
     todo = tasks(arguments.only, arguments.procs or ([1] if arguments.quick else [1, 2]), _sizes(arguments))
     settings = _collect(arguments.set)
     with running(arguments.url) as server, tempfile.TemporaryDirectory() as folder:
-        progress.print(server.describe(), markup=False)
+        results.server = server.describe()
+        progress.print(results.server, markup=False)
         board = Board(Path(folder) / "board")
         benches = [Bench(server, entry, python, board, settings.get(entry.name, {})) for entry, python in engines]
         reps = arguments.reps or (3 if arguments.quick else 5)
         once = arguments.quick and not arguments.reps
         return run.measure(todo, benches, reps, results, progress, slow_once=once)
+
+
+def _keep(name: str, results: Results, argv: Sequence[str], progress: Console) -> None:
+    path = saved.save(name, results, argv)
+    progress.print(f"saved: {path.relative_to(ROOT)}", markup=False, soft_wrap=True)
+    try:
+        drawn = plots.draw(name)
+    except Unavailable as error:
+        progress.print(f"no plots: {error}", style="yellow", markup=False, soft_wrap=True)
+    else:
+        progress.print(f"drawn: {', '.join(plot.name for plot in drawn)}", markup=False, soft_wrap=True)
 
 
 def _available(entries: list[Entry], progress: Console) -> list[tuple[Entry, Path]]:
@@ -130,6 +150,13 @@ def _names(text: str) -> list[str]:
     if unknown := [name for name in names if name not in known]:
         raise argparse.ArgumentTypeError(f"unknown engine {unknown[0]!r}: there are {', '.join(sorted(known))}")
     return names
+
+
+def _name(text: str) -> str:
+    try:
+        return saved.checked(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _positive(text: str) -> int:

@@ -30,6 +30,8 @@ class Entry:
     left: str
     requirements: tuple[str, ...] = ()
     python: tuple[int, int] = (3, 11)
+    quick: bool = True
+    """Whether a quick run measures it without being told to."""
     program: str = ""
     """One of PostgreSQL's own programs that it runs."""
     workloads: frozenset[str] = COMMON
@@ -105,7 +107,7 @@ ENTRIES = (
         done="SELECT count(*) FROM pgqueuer_log WHERE status = 'successful'",
         left="SELECT count(*) FROM pgqueuer",
         row_per_step=True,
-        share={"B": 0.5},
+        share={"B": 0.25},
     ),
     Entry(
         name="procrastinate",
@@ -122,7 +124,7 @@ ENTRIES = (
         requirements=("dbos==3.4.0",),
         done="SELECT count(*) FROM dbos.workflow_status WHERE status = 'SUCCESS'",
         left="SELECT count(*) FROM dbos.workflow_status WHERE status <> 'SUCCESS'",
-        share={"A": 0.1, "B": 0.25, "C": 0.1},
+        share={"A": 0.1, "B": 0.1, "C": 0.1},
         options={
             "*": {"threads": 10},
             "B": {"concurrency": 100},
@@ -132,13 +134,14 @@ ENTRIES = (
     Entry(
         name="awa",
         module="benchmarks.engines.awa",
+        quick=False,
         requirements=("awa-pg==0.6.9", "uvloop"),
         # Its view of all jobs is slow to count; ended jobs are in batches, then in a table, then only in a counter.
         done=AWA_DONE,
         left="SELECT (SELECT coalesce(sum(last_value), 0) FROM pg_sequences WHERE schemaname = 'awa' "
         f"AND sequencename LIKE 'queue_enqueue_seq_%') - ({AWA_DONE})",
         row_per_step=True,
-        share={"B": 0.1},
+        share={"B": 0.05},
         options={
             "*": {"workers": 512, "batch": 512},
             "D": {"poll_ms": 20},
@@ -147,36 +150,40 @@ ENTRIES = (
     Entry(
         name="chancy",
         module="benchmarks.engines.chancy",
+        quick=False,
         requirements=("chancy==0.26.0", "psycopg[binary]", "uvloop"),
         done="SELECT count(*) FROM chancy_jobs WHERE state = 'succeeded'",
         left="SELECT count(*) FROM chancy_jobs WHERE state <> 'succeeded'",
         row_per_step=True,
-        share={"B": 0.5, "C": 0.5},
+        share={"B": 0.2, "C": 0.5},
         options={"*": {"concurrency": 1000, "flush": 0.05}},
     ),
     Entry(
         name="oban",
         module="benchmarks.engines.oban",
+        quick=False,
         requirements=("oban==0.7.0",),
         python=(3, 12),
         done="SELECT count(*) FROM oban_jobs WHERE state = 'completed'",
         left="SELECT count(*) FROM oban_jobs WHERE state <> 'completed'",
         row_per_step=True,
-        share={"A": 0.5, "B": 0.25, "C": 0.5},
+        share={"A": 0.5, "B": 0.2, "C": 0.5},
         options={"A": {"limit": 500}, "B": {"limit": 200}},
     ),
     Entry(
         name="absurd",
         module="benchmarks.engines.absurd",
+        quick=False,
         requirements=("absurd-sdk==0.5.1", "absurdctl==0.5.1", "psycopg[binary]", "uvloop"),
         done="SELECT count(*) FROM absurd.t_default WHERE state = 'completed'",
         left="SELECT count(*) FROM absurd.t_default WHERE state <> 'completed'",
-        share={"A": 0.1, "B": 0.15, "C": 0.25},
+        share={"A": 0.1, "B": 0.1, "C": 0.25},
         options={"*": {"concurrency": 200}, "D": {"poll": 0.01}},
     ),
 )
 
 PEERS = tuple(entry.name for entry in ENTRIES if entry.name not in NOT_PEERS)
+QUICK_PEERS = tuple(entry.name for entry in ENTRIES if entry.name in PEERS and entry.quick)
 
 
 def find(name: str) -> Entry:
