@@ -30,7 +30,7 @@ LINES = ("#1f6fb4", "#d1762c", "#3f8f5b", "#8a5fb0")
 GREY = "#666666"
 WIDE = 10.0
 """Values further apart than this many times are drawn on a logarithmic scale."""
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "font.family": "DejaVu Sans",
     "axes.spines.top": False,

@@ -98,7 +98,7 @@ class Adapter:
 
         @app.register_task("chain")
         async def chain(parameters: dict[str, Any], ctx: AsyncTaskContext) -> None:
-            note = parameters["note"]
+            note: str = parameters["note"]
 
             async def advance() -> str:
                 board.hit()

@@ -87,7 +87,7 @@ class Adapter:
 
     @asynccontextmanager
     async def worker(self) -> AsyncIterator[Inserter]:
-        queues = {QUEUE: {"limit": self._options.get("limit", 100)}}
+        queues: dict[str, int | dict[str, Any]] = {QUEUE: {"limit": self._options.get("limit", 100)}}
         async with (
             await Oban.create_pool(self._url, min_size=1, max_size=self._options.get("pool", 10)) as pool,
             Oban(pool=pool, queues=queues, node=f"node-{os.getpid()}") as oban,
