@@ -6,16 +6,20 @@
 * ``chain``: five durable steps, one after the other (a machine of five steps where the engine has machines,
   five steps of one workflow, or five jobs of which each inserts the next); it carries ``FILLER``;
 * ``mark``: a job that stamps the board with the time at which it started, under its number;
+* ``call``: a job that waits for ``CALL_SECONDS``, as for somebody's answer;
+* ``answer``: a job whose result is its number;
+* ``sitter``: a job that counts itself and then waits until its worker ends;
 * ``waiter``: an instance that waits for a signal and then stamps the board, under its number;
+* ``parked``: the same, told apart by nothing, and counted when it has begun;
 * ``parent``: an instance that spawns as many ``noop`` jobs as its number says, and ends when all of them have.
-
 * ``keyed``, ``wide``, ``metered``: ``noop`` under one of 100 concurrency keys that let one run at a time; under one of
   100 that let 50; under a rate that is never reached;
 * ``paid``, ``paid_alone``: a job that updates one row of 10,000, in the transaction of its outcome; on a connection of
   its own, and so in a transaction of its own;
 * ``crowd``: a job that holds its concurrency key, the same for all of them, until its worker ends.
 
-The last eight are for engines that have such things: see ``Waiting``.
+``noop``, ``chain`` and ``mark`` are every engine's; the others are for those that have such things: ``answer`` see
+``Asking``, the rest see ``Waiting``.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ from typing import Any, ClassVar, Protocol
 from benchmarks.board import Board
 
 STEPS = 5
+CALL_SECONDS = 0.04
 FILLER = "gen_durable " * 16
 """State that each chain carries: 192 bytes, about what a small business object has."""
 
@@ -36,6 +41,13 @@ class Client(Protocol):
 
     async def many(self, kind: str, count: int) -> None:
         """Insert ``count`` numbered from 0 in one call, by the fastest documented way."""
+
+
+class Asking(Client, Protocol):
+    """What the workload ``D.result`` asks for besides."""
+
+    async def ask(self, number: int) -> int:
+        """Insert an ``answer`` of that number, wait for its end, and return its result."""
 
 
 class Waiting(Client, Protocol):

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from benchmarks.adapter import Adapter, Client, Waiting
+from benchmarks.adapter import Adapter, Asking, Client, Waiting
 from benchmarks.board import Board
 
 CHUNK = 1000
@@ -31,8 +31,9 @@ Command = Callable[[Adapter, Board, dict[str, Any]], Awaitable[dict[str, Any]]]
 
 
 async def prepare(adapter: Adapter, board: Board, args: dict[str, Any]) -> dict[str, Any]:
-    """Create the schema and insert ``count`` of ``kind`` before the clock runs."""
-    await adapter.setup()
+    """Create the schema, where it is not there yet, and insert ``count`` of ``kind`` before the clock runs."""
+    if not args.get("ready"):
+        await adapter.setup()
     async with adapter.client() as client:
         await _bulk(client, args["kind"], args["count"])
     return {}
@@ -72,6 +73,16 @@ async def latency_local(adapter: Adapter, board: Board, args: dict[str, Any]) ->
     """The same with the worker in this process."""
     async with adapter.worker() as client:
         return {"ms": await _latencies(partial(client.one, "mark"), board, args["count"])}
+
+
+async def results(adapter: Adapter, board: Board, args: dict[str, Any]) -> dict[str, Any]:
+    """Time from the call of insert to the return of the call that waits for the result; ``local``: run here."""
+    async with adapter.worker() if args["local"] else adapter.client() as client:
+        asking = cast("Asking", client)
+        for number in range(WARM):
+            await _asked(asking, number)
+        await asyncio.sleep(0.5)
+        return {"ms": [await _asked(asking, number) for number in range(WARM, WARM + args["count"])]}
 
 
 async def burst(adapter: Adapter, board: Board, args: dict[str, Any]) -> dict[str, Any]:
@@ -132,6 +143,17 @@ async def _bulk(client: Client, kind: str, count: int) -> None:
         await client.many(kind, min(CHUNK, count - offset))
 
 
+async def _asked(client: Asking, number: int) -> float:
+    """Milliseconds; then the rest of the pace, so that the engine is idle again."""
+    start = time.monotonic()
+    answer = await client.ask(number)
+    took = time.monotonic() - start
+    if answer != number:
+        raise ValueError(f"job {number} was to answer {number}, and answered {answer!r}")
+    await asyncio.sleep(max(0.0, PACE - took))
+    return 1000 * took
+
+
 async def _latencies(start_one: Callable[[int], Awaitable[None]], board: Board, count: int) -> list[float]:
     for number in range(WARM):
         await start_one(number)
@@ -171,6 +193,7 @@ COMMANDS: dict[str, Command] = {
     "worker": worker,
     "latency": latency,
     "latency_local": latency_local,
+    "results": results,
     "burst": burst,
     "wakeups": wakeups,
     "family": family,

@@ -7,6 +7,7 @@ import json
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,12 @@ class Agents:
         self._entry, self._python = entry, python
         self._arguments = {"url": url, "board": str(board.path), "options": options}
 
+    def at(self, url: str) -> Agents:
+        """The same, by another way to the same database."""
+        other = copy(self)
+        other._arguments = {**self._arguments, "url": url}
+        return other
+
     def call(self, command: str, limit: float = 300.0, **arguments: Any) -> dict[str, Any]:
         """Run one command to its end; its answer. Raises ``AgentFailed``."""
         process = self._start(command, stderr=subprocess.PIPE)
@@ -34,7 +41,7 @@ class Agents:
         except subprocess.TimeoutExpired:
             raise AgentFailed(f"{self._entry.name}: {command} did not end within {limit:g} s") from None
         finally:
-            _end(process)
+            end(process)
         if process.returncode:
             raise AgentFailed(f"{self._entry.name}: {command} failed: {_tail(err)}")
         answer: dict[str, Any] = json.loads(out.splitlines()[-1])
@@ -48,7 +55,7 @@ class Agents:
             for slot in range(count):
                 log = stack.enter_context(tempfile.TemporaryFile())
                 process = self._start("worker", stderr=log)
-                stack.callback(_end, process, limit)
+                stack.callback(end, process, limit)
                 processes.append(process)
                 stack.callback(self._check, process, log)
                 assert process.stdin
@@ -73,7 +80,7 @@ class Agents:
             raise AgentFailed(f"{self._entry.name}: a worker died: {_tail(log.read())}")
 
 
-def _end(process: subprocess.Popen[bytes], grace: float = 1.0) -> None:
+def end(process: subprocess.Popen[bytes], grace: float = 1.0) -> None:
     """End by closing stdin, or kill; never leaves the process behind."""
     if process.stdin:
         process.stdin.close()

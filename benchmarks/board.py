@@ -66,6 +66,10 @@ class Board:
         """When the first body of any worker started; 0.0 before."""
         return min((stamp for stamp in self._first if stamp), default=0.0)
 
+    def started(self) -> int:
+        """How many workers have executed a body."""
+        return sum(1 for stamp in self._first if stamp)
+
     def ready(self) -> int:
         """How many workers stand at the gate."""
         return sum(self._ready)

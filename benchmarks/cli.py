@@ -18,10 +18,10 @@ from rich.console import Console
 from benchmarks import plots, report, run, saved
 from benchmarks.board import Board
 from benchmarks.envs import ROOT, Unavailable, python_for
-from benchmarks.registry import ALL, ENTRIES, NOT_PEERS, PEERS, QUICK_PEERS, Entry, find
+from benchmarks.registry import ENTRIES, NOT_PEERS, PEERS, QUICK_PEERS, Entry, find
 from benchmarks.samples import Results
 from benchmarks.server import running
-from benchmarks.workloads import QUICK, Bench, Sizes, tasks
+from benchmarks.workloads import FEW, QUICK, Bench, Sizes, Task, brief, letters, tasks
 from gen_durable.errors import GenDurableError
 
 
@@ -32,7 +32,10 @@ def parser() -> argparse.ArgumentParser:
     )
     out.add_argument("--quick", action="store_true", help="smaller sizes, fewer repetitions: about two minutes")
     out.add_argument(
-        "--only", type=_letters, default="".join(sorted(ALL)), metavar="A,B", help="workloads (default: all)"
+        "--only",
+        type=_parts,
+        metavar="A,F.large",
+        help=f"workloads, of {', '.join(letters())}, or keys of them (default: all; quick: what can be small)",
     )
     out.add_argument(
         "--peers",
@@ -41,9 +44,12 @@ def parser() -> argparse.ArgumentParser:
         help=f"of {', '.join(PEERS)}; 'none' for none (default: all; quick: {', '.join(QUICK_PEERS)})",
     )
     out.add_argument("--without", type=_names, default=[], metavar="NAMES", help=f"of {', '.join(NOT_PEERS)}")
-    out.add_argument("--reps", type=_positive, help="repetitions (default: 5; quick: 3)")
+    out.add_argument("--reps", type=_positive, help="repetitions (default: 5; quick: 3, or 1 of everything)")
     out.add_argument(
-        "--procs", type=_numbers, metavar="1,2", help="worker processes in A and B (default: 1,2; quick: 1)"
+        "--procs",
+        type=_numbers,
+        metavar="1,2",
+        help="worker processes, where a letter leaves that open (default: 1,2; quick: 1)",
     )
     out.add_argument("--jobs", type=_positive, help="jobs in A (default: 20000)")
     out.add_argument(
@@ -68,12 +74,16 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run; 0, or 1 when an engine failed, or 2 on wrong arguments or without a server."""
     arguments = parser().parse_args(argv)
+    try:
+        todo = _todo(arguments)
+    except ValueError as error:
+        parser().error(f"argument --only: {error}")
     # The server and the workers end in "finally" blocks, so a kill of the run has to unwind.
     signal.signal(signal.SIGTERM, _terminated)
     progress = Console(stderr=True, highlight=False)
     results = Results()
     try:
-        failures = _measure(arguments, results, progress)
+        failures = _measure(arguments, todo, results, progress)
     except (psycopg.OperationalError, GenDurableError) as error:
         progress.print(f"no server to measure on: {error}", style="red", markup=False, soft_wrap=True)
         return 2
@@ -88,20 +98,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if failures else 0
 
 
-def _measure(arguments: argparse.Namespace, results: Results, progress: Console) -> int:
+def _measure(arguments: argparse.Namespace, todo: list[Task], results: Results, progress: Console) -> int:
     peers = arguments.peers if arguments.peers is not None else QUICK_PEERS if arguments.quick else PEERS
     names = [*(name for name in NOT_PEERS if name not in arguments.without), *peers]
     engines = _available([find(name) for name in names], progress)
-    todo = tasks(arguments.only, arguments.procs or ([1] if arguments.quick else [1, 2]), _sizes(arguments))
     settings = _collect(arguments.set)
     with running(arguments.url) as server, tempfile.TemporaryDirectory() as folder:
         results.server = server.describe()
         progress.print(results.server, markup=False)
         board = Board(Path(folder) / "board")
         benches = [Bench(server, entry, python, board, settings.get(entry.name, {})) for entry, python in engines]
-        reps = arguments.reps or (3 if arguments.quick else 5)
-        once = arguments.quick and not arguments.reps
-        return run.measure(todo, benches, reps, results, progress, slow_once=once)
+        reps, slow_most = _repetitions(arguments)
+        try:
+            return run.measure(todo, benches, reps, results, progress, slow_most=slow_most)
+        finally:
+            for bench in benches:
+                bench.close()
+
+
+def _todo(arguments: argparse.Namespace) -> list[Task]:
+    procs, sizes = arguments.procs or ([1] if arguments.quick else [1, 2]), _sizes(arguments)
+    if arguments.quick and arguments.only is None:
+        return brief(procs, sizes)
+    return tasks(letters() if arguments.only is None else arguments.only, procs, sizes)
+
+
+def _repetitions(arguments: argparse.Namespace) -> tuple[int, int | None]:
+    """Of an engine, and of a slow one at most."""
+    if arguments.reps:
+        return arguments.reps, None
+    if arguments.quick:
+        return (1 if arguments.only is None else 3), 1
+    return 5, FEW
 
 
 def _keep(name: str, results: Results, argv: Sequence[str], progress: Console) -> None:
@@ -137,11 +165,8 @@ def _collect(settings: list[tuple[str, str, Any]]) -> dict[str, dict[str, Any]]:
     return out
 
 
-def _letters(text: str) -> str:
-    letters = text.upper().replace(",", "")
-    if not letters or set(letters) - ALL:
-        raise argparse.ArgumentTypeError(f"{text!r}: the workloads are {', '.join(sorted(ALL))}")
-    return letters
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",")]
 
 
 def _names(text: str) -> list[str]:

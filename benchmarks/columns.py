@@ -8,6 +8,8 @@ EXTRAS = (
     ("client_ms", "client ms"),
     ("server_ms", "server ms"),
     ("p99", "p99 ms"),
+    ("trip_ms", "trip ms"),
+    ("busy_pct", "busy %"),
     ("rate", "rate"),
     ("plain_wal", "plain WAL"),
     ("plain", "plain"),

@@ -1,10 +1,11 @@
-"""CPU seconds of processes, read from /proc; all functions answer None or 0.0 where there is no /proc."""
+"""CPU seconds and memory of processes, read from /proc; all functions answer None or 0.0 where there is no /proc."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+CORES = os.cpu_count() or 1
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -20,6 +21,15 @@ def tree_seconds(pid: int) -> float | None:
     except OSError:
         return None
     return _own(pid, reaped=True) + sum(_own(int(child)) for child in children)
+
+
+def resident(pid: int) -> int | None:
+    """Bytes of memory that a process has."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return None
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Rss:"))
 
 
 def busy() -> float | None:

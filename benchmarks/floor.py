@@ -101,8 +101,10 @@ def _state(kind: str, number: int) -> State:
 class Loop:
     """Two connections, so that the next claim runs while the last batch commits."""
 
-    def __init__(self, claims: Any, commits: Any, board: Board, batch: int) -> None:
-        self._claims, self._commits, self._board, self._batch = claims, commits, board, batch
+    def __init__(self, claims: Any, commits: Any, board: Board, options: dict[str, Any]) -> None:
+        self._claims, self._commits, self._board = claims, commits, board
+        self._batch = options.get("batch", 500)
+        self._next = 1 if options.get("run_ahead", True) else 0  # the status of a chain whose step is done
         self._kinds: dict[str, Callable[[State], Awaitable[None]]] = {
             "noop": self._noop,
             "chain": self._step,
@@ -124,7 +126,7 @@ class Loop:
         return rows
 
     async def _work(self, rows: list[tuple[int, int, str, bytes]]) -> None:
-        """One batch to its end; a chain runs ahead, every step committed before the next one starts."""
+        """One batch to its end; a chain runs ahead, every step committed before the next one starts, or goes back."""
         held = {id: (rev, kind, state) for id, rev, kind, state in rows}
         while held:
             outcomes = []
@@ -132,7 +134,7 @@ class Loop:
                 state = _decode(raw)
                 await self._kinds[kind](state)
                 more = kind == "chain" and state.step < STEPS
-                outcomes.append(Outcome(id, rev, 1 if more else 2, state))
+                outcomes.append(Outcome(id, rev, self._next if more else 2, state))
             cursor = await self._commits.execute(COMMIT, (_encode(outcomes).decode(),))
             revs = dict(await cursor.fetchall())
             held = {o.id: (revs[o.id], "chain", _encode(o.state)) for o in outcomes if o.status == 1 and o.id in revs}
@@ -167,7 +169,7 @@ class Adapter:
             await connect(self._url) as commits,
             self.client() as client,
         ):
-            task = asyncio.create_task(Loop(claims, commits, self._board, self._options.get("batch", 500)).run())
+            task = asyncio.create_task(Loop(claims, commits, self._board, self._options).run())
             try:
                 yield client
             finally:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from benchmarks.engines.gen_durable_rows import BLOCKED, PARKED, RETENTION_DAYS, TERMINAL, WAITING
 
 OWN = "gen_durable"
 FLOOR = "floor"
 FLOOR_PGBENCH = "floor_pgbench"
 NOT_PEERS = (OWN, FLOOR, FLOOR_PGBENCH)
-ALL = frozenset("ABCDEFGHJN")
+ALL = frozenset("ABCDEFGHIJKLMN") | {"B.step", "D.result"}
 COMMON = frozenset("ABCD")
-"""What every engine has; E and F need signals, and children with a join; G, H and N limits; J transactional steps."""
+"""What every engine has; E and F need signals, and children with a join; G, H and N limits; I levels of history; J
+transactional steps; K to M all of that.
+
+``B.step`` is for an engine that has more than one way to go from a step to the next, and so runs ahead in ``B``;
+``D.result`` for one whose caller can wait for a result."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +44,15 @@ class Entry:
     row_per_step: bool = False
     share: Mapping[str, float] = field(default_factory=dict)
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Settings per workload letter; ``*`` for all. The best that its documentation leads to."""
-    park: str = ""
-    """SQL that makes as many parked instances as its parameter says, out of the one that is there."""
-    crowd: str = ""
-    """SQL that makes as many instances that wait for a limit as its parameter says, out of the one that is there."""
+    """Settings per workload, ``B`` or ``B.step``, whose own go first; ``*`` for all. The best that its documentation
+    leads to."""
+    rows: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """SQL that makes as many rows as ``$1`` says out of the one that is there: ``parked`` ones, ``blocked``,
+    ``terminal``."""
+    parked: str = ""
+    """SQL that counts the parked ones."""
     waiting: str = ""
-    """SQL that counts those, and those of them that were written by another transaction than most: since then."""
+    """SQL that counts the blocked ones, and those of them that were written by another transaction than most: since."""
 
     @property
     def slow(self) -> bool:
@@ -53,7 +61,20 @@ class Entry:
 
     def settings(self, workload: str) -> dict[str, Any]:
         """The settings of one workload."""
-        return {**self.options.get("*", {}), **self.options.get(workload, {})}
+        merged: dict[str, Any] = {}
+        for name in ("*", *reversed(_names(workload))):
+            merged |= self.options.get(name, {})
+        return merged
+
+    def scale(self, workload: str) -> float:
+        """The share of the jobs of one workload."""
+        return next((self.share[name] for name in _names(workload) if name in self.share), 1.0)
+
+
+def _names(workload: str) -> list[str]:
+    """``B.step``, and ``B``, to which it belongs."""
+    parts = workload.split(".")
+    return [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
 
 
 AWA_DONE = (
@@ -67,21 +88,20 @@ ENTRIES = (
         name=OWN,
         module="benchmarks.engines.gen_durable",
         done="SELECT count(*) FROM gen_durable.finished WHERE status = 6",
-        left="SELECT count(*) FROM gen_durable.instances",
+        # A sum of two: each is an index's, however many rows wait beside them.
+        left="SELECT (SELECT count(*) FROM gen_durable.instances WHERE status = 0) "
+        "+ (SELECT count(*) FROM gen_durable.instances WHERE status = 2)",
         workloads=ALL,
-        # Every second one has a deadline, a month away or more.
-        park="INSERT INTO gen_durable.instances (due_at, inserted_at, updated_at, lane, status, step, state, awaits) "
-        "SELECT CASE WHEN n % 2 = 0 THEN now() + make_interval(days => 30, secs => n) ELSE 'infinity' END, "
-        "now(), now(), i.lane, 3, i.step, i.state, ARRAY['go'] "
-        "FROM gen_durable.instances i, generate_series(1, $1::int) n",
-        crowd="INSERT INTO gen_durable.instances "
-        "(due_at, inserted_at, updated_at, lane, status, step, state, gate, own_gate, line) "
-        "SELECT i.due_at, now(), now(), i.lane, 5, i.step, i.state, i.gate, i.own_gate, i.line "
-        "FROM gen_durable.instances i, generate_series(1, $1::int)",
-        waiting="SELECT coalesce(sum(n), 0), coalesce(sum(n) - max(n), 0) "
-        "FROM (SELECT count(*) AS n FROM gen_durable.instances WHERE status = 5 GROUP BY xmin::text) AS written",
+        rows={"parked": PARKED, "blocked": BLOCKED, "terminal": TERMINAL},
+        parked="SELECT count(*) FROM gen_durable.instances WHERE status = 3",
+        waiting=WAITING,
         options={
+            "B.step": {"run_ahead": False},
             "J": {"concurrency": 20},
+            "K": {"retention": 86400.0 * RETENTION_DAYS},
+            "K.blocked": {"drain_timeout": 1.0},
+            "L": {"concurrency": 5},
+            "M.executing": {"drain_timeout": 1.0},
             "N": {"drain_timeout": 1.0},  # the one that holds the crowd's key never ends
         },
     ),
@@ -90,7 +110,8 @@ ENTRIES = (
         module="benchmarks.floor",
         done="SELECT count(*) FROM jobs WHERE status = 2",
         left="SELECT count(*) FROM jobs WHERE status <> 2",
-        workloads=frozenset("ABC"),
+        workloads=frozenset("ABC") | {"B.step"},
+        options={"B.step": {"run_ahead": False}},
     ),
     Entry(
         name=FLOOR_PGBENCH,
@@ -124,6 +145,7 @@ ENTRIES = (
         requirements=("dbos==3.4.0",),
         done="SELECT count(*) FROM dbos.workflow_status WHERE status = 'SUCCESS'",
         left="SELECT count(*) FROM dbos.workflow_status WHERE status <> 'SUCCESS'",
+        workloads=COMMON | {"D.result"},
         share={"A": 0.1, "B": 0.1, "C": 0.1},
         options={
             "*": {"threads": 10},

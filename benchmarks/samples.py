@@ -14,6 +14,10 @@ EXTRAS = (
     "client_ms",
     "server_ms",
     "p99",
+    "trip_ms",
+    "busy_pct",
+    "rate",
+    "plain_wal",
     "plain",
     "share",
     "alone",
@@ -63,6 +67,13 @@ class Results:
     def add(self, measure: Measure, engine: str, sample: Sample) -> None:
         self.measures[measure.key] = measure
         self._samples.setdefault(measure.key, {}).setdefault(engine, []).append(sample)
+
+    def share(self, key: str, measure: Measure, engine: str) -> bool:
+        """Let an engine's samples of one measure be those of another one too; whether there are any."""
+        samples = self._samples.get(key, {}).get(engine, [])
+        for sample in samples:
+            self.add(measure, engine, sample)
+        return bool(samples)
 
     def engines(self, key: str) -> list[str]:
         """The engines that have samples of this measure."""

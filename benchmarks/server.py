@@ -46,11 +46,15 @@ class Server:
         """The URL of one database of this server."""
         return urlunsplit(urlsplit(self._url)._replace(path=f"/{database}"))
 
-    def recreate(self, database: str) -> str:
-        """An empty database of that name; its URL."""
-        name = sql.Identifier(database)
-        self._admin.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(name))
-        self._admin.execute(sql.SQL("CREATE DATABASE {}").format(name))
+    def recreate(self, database: str, template: str | None = None) -> str:
+        """An empty database of that name, or a copy of another one of this server; its URL."""
+        self.drop(database)
+        statement = sql.SQL("CREATE DATABASE {}").format(sql.Identifier(database))
+        if template is not None:
+            # By files: written to the log block by block, a large one would take long and fill the log.
+            copied = sql.SQL(" TEMPLATE {} STRATEGY file_copy").format(sql.Identifier(template))
+            statement += copied
+        self._admin.execute(statement)
         return self.url(database)
 
     def drop(self, database: str) -> None:

@@ -13,12 +13,14 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import sqlalchemy
-from dbos import DBOS, DBOSClient, DBOSConfig, EnqueueOptions
+from dbos import DBOS, DBOSClient, DBOSConfig, EnqueueOptions, WorkflowHandle
 
 from benchmarks.adapter import FILLER, STEPS
 from benchmarks.board import Board
 
 QUEUE, VERSION = "bench", "v1"
+LOOK = 0.005
+"""Seconds between two looks of another process for a result; a second by default."""
 _board: list[Board] = []
 
 
@@ -35,6 +37,16 @@ def mark(number: int) -> None:
 @DBOS.workflow(name="mark_direct")
 async def mark_direct(number: int) -> None:
     _board[0].mark(number)
+
+
+@DBOS.workflow(name="answer")
+def answer(number: int) -> int:
+    return number
+
+
+@DBOS.workflow(name="answer_direct")
+async def answer_direct(number: int) -> int:
+    return number
 
 
 @DBOS.step()
@@ -61,6 +73,10 @@ class QueueInserter:
     async def one(self, kind: str, number: int) -> None:
         self._client.enqueue(_options(kind), _argument(kind, number))
 
+    async def ask(self, number: int) -> int:
+        handle: WorkflowHandle[int] = self._client.enqueue(_options("answer"), number)
+        return handle.get_result(polling_interval_sec=LOOK)
+
     async def many(self, kind: str, count: int) -> None:
         options = _options(kind)
         with self._database.begin() as connection:
@@ -77,7 +93,11 @@ class DirectInserter:
         await DBOS.start_workflow_async(mark_direct, number)
 
     async def many(self, kind: str, count: int) -> None:
-        raise NotImplementedError("only the latency workload inserts from a worker")
+        raise NotImplementedError("only the latency workloads insert from a worker")
+
+    async def ask(self, number: int) -> int:
+        handle = await DBOS.start_workflow_async(answer_direct, number)
+        return await handle.get_result()
 
 
 class Adapter:

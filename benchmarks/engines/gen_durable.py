@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 from psycopg_pool import AsyncConnectionPool
 
-from benchmarks.adapter import FILLER
+from benchmarks.adapter import CALL_SECONDS, FILLER
 from benchmarks.board import Board
 from gen_durable import Await, BulkItem, Context, Done, Engine, Machine, Next, Rate, Spawn, job, step
 
@@ -35,6 +35,23 @@ async def noop(number: int) -> None:
 @job
 async def mark(number: int) -> None:
     _board[0].mark(number)
+
+
+@job
+async def call(number: int) -> None:
+    await asyncio.sleep(CALL_SECONDS)
+    _board[0].hit()
+
+
+@job
+async def sitter(number: int) -> None:
+    _board[0].hit()
+    await asyncio.Event().wait()
+
+
+@job
+async def answer(number: int) -> int:
+    return number
 
 
 @job(concurrency_key=lambda self: ("one", self.number % KEYS))
@@ -105,6 +122,7 @@ class Waiter(Machine):
 
     @step
     async def start(self, ctx: Context) -> Await:
+        _board[0].hit()
         return Await("go", then=self.woken)
 
     @step
@@ -131,6 +149,14 @@ def _instance(kind: str, number: int) -> Any:
             return noop.bind(number=number)
         case "mark":
             return mark.bind(number=number)
+        case "call":
+            return call.bind(number=number)
+        case "sitter":
+            return sitter.bind(number=number)
+        case "parked":
+            return Waiter(number=number)
+        case "answer":
+            return answer.bind(number=number)
         case "keyed":
             return keyed.bind(number=number)
         case "wide":
@@ -159,6 +185,11 @@ class Inserter:
 
     async def many(self, kind: str, count: int) -> None:
         await self._engine.insert_many([_instance(kind, number) for number in range(count)])
+
+    async def ask(self, number: int) -> int:
+        handle = await self._engine.insert(answer.bind(number=number))
+        result: int = await handle.result(timeout=20)
+        return result
 
     async def signal(self, number: int) -> None:
         await self._engine.signal(f"waiter {number}", "go", {"number": number})
@@ -191,7 +222,22 @@ class Adapter:
         _board[:] = [board]
 
     def _engine(self) -> Engine:
-        machines = [noop, mark, keyed, wide, metered, paid, paid_alone, crowd, Chain, Waiter, Parent]
+        machines = [
+            noop,
+            mark,
+            answer,
+            call,
+            sitter,
+            keyed,
+            wide,
+            metered,
+            paid,
+            paid_alone,
+            crowd,
+            Chain,
+            Waiter,
+            Parent,
+        ]
         options = {**LIMITS, **self._options}
         return Engine(self._url, machines=machines, queues={"default": self._concurrency}, **options)
 
