@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ matplotlib.use("agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from PIL import Image
 
 from benchmarks.columns import shown, times
@@ -62,7 +63,7 @@ def _bars(measures: Measures) -> Figure:
     columns = min(2, len(measures))
     rows = -(-len(measures) // columns)
     most = max(len(m["engines"]) for m in measures.values())
-    figure, axes = plt.subplots(rows, columns, figsize=(5.6 * columns, rows * (0.8 + 0.27 * most)), squeeze=False)
+    figure, axes = plt.subplots(rows, columns, figsize=(5.6 * columns, rows * (1.0 + 0.27 * most)), squeeze=False)
     for ax in axes.flat[len(measures) :]:
         ax.set_visible(False)
     for ax, (key, measure) in zip(axes.flat, measures.items(), strict=False):
@@ -86,6 +87,7 @@ def _bar(ax: Axes, key: str, measure: dict[str, Any]) -> None:
         ax.set_xlim(min(row["min"] for _, row in ranked) / 2, top * 12)
     else:
         ax.set_xlim(0, top * 1.4)
+        ax.xaxis.set_major_locator(MaxNLocator(6))
     for position, (name, row) in enumerate(ranked):
         text = shown(row["median"])
         if name in measure["ratio"]:
@@ -93,7 +95,7 @@ def _bar(ax: Axes, key: str, measure: dict[str, Any]) -> None:
         weight = "bold" if name == OWN else "normal"
         ax.annotate(text, (row["max"], position), xytext=(5, 0), textcoords="offset points", va="center", weight=weight)
     scale = ", logarithmic" if wide else ""
-    ax.set_title(f"{key}: {measure['title']}")
+    ax.set_title(textwrap.fill(f"{key}: {measure['title']}", 60))
     ax.set_xlabel(f"{measure['unit']}{scale}; {'less' if lower else 'more'} is better", color=GREY)
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: shown(value)))
     ax.tick_params(axis="y", length=0)
@@ -116,7 +118,7 @@ def _decay(measures: Measures) -> Figure:
             levels["stale statistics" if rest else "no statistics"] = row["median"]
         else:
             work = "chains" if "B" in rest else "jobs"
-            series.setdefault(f"{kind} rows, {work}", []).append((row["n"] / 1e6, row))
+            series.setdefault(f"{kind} rows, {work}", []).append((row["n"], row))
     figure, ax = plt.subplots(figsize=(7.5, 3.8))
     none = {"median": 1.0, "min": 1.0, "max": 1.0}
     for number, (name, points) in enumerate(sorted(series.items())):
@@ -127,10 +129,12 @@ def _decay(measures: Measures) -> Figure:
     for color, (name, value) in zip(LINES[::-1], levels.items(), strict=False):
         ax.axhline(value, color=color, linestyle=":", linewidth=1.4, label=f"{name}, jobs: {shown(value)}")
     ax.axhline(0.9, color=GREY, linewidth=0.7)
-    ax.set_ylim(0, 1.2)
+    highest = max([*levels.values(), *(row["max"] for points in series.values() for _, row in points)])
+    ax.set_ylim(0, max(1.2, 1.05 * highest))
     ax.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 0.9, 1])
     ax.set_xlim(left=0)
-    ax.set_xlabel("million rows beside", color=GREY)
+    ax.set_xlabel("rows beside", color=GREY)
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: shown(value)))
     ax.set_ylabel("share of the rate beside none", color=GREY)
     ax.set_title("K: what is left of the rate beside many rows")
     ax.legend(loc="lower right", frameon=False, fontsize=8, ncols=2)
