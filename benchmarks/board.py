@@ -44,6 +44,11 @@ class Board:
         if count == 1:
             self._first[slot] = time.monotonic()
 
+    def report(self, count: int, first: float) -> None:
+        """Count bodies that a program ran which can't write here, and stamp the start of the first."""
+        self._first[self.slot] = first
+        self._hits[self.slot] += count
+
     def mark(self, number: int) -> None:
         """Stamp item ``number`` with the time at which its body started."""
         self._marks[number] = time.monotonic()

@@ -15,10 +15,10 @@ from typing import Any, NoReturn
 import psycopg
 from rich.console import Console
 
-from benchmarks import report, run
+from benchmarks import plots, report, run, saved
 from benchmarks.board import Board
-from benchmarks.envs import Unavailable, python_for
-from benchmarks.registry import ENTRIES, FLOOR, OWN, PEERS, Entry, find
+from benchmarks.envs import ROOT, Unavailable, python_for
+from benchmarks.registry import ENTRIES, NOT_PEERS, PEERS, QUICK_PEERS, Entry, find
 from benchmarks.samples import Results
 from benchmarks.server import running
 from benchmarks.workloads import FEW, QUICK, Bench, Sizes, Task, brief, letters, tasks
@@ -40,11 +40,10 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument(
         "--peers",
         type=_names,
-        default=list(PEERS),
         metavar="NAMES",
-        help=f"of {', '.join(PEERS)}; 'none' for none (default: all)",
+        help=f"of {', '.join(PEERS)}; 'none' for none (default: all; quick: {', '.join(QUICK_PEERS)})",
     )
-    out.add_argument("--without", type=_names, default=[], metavar="NAMES", help=f"leave out {OWN} or {FLOOR}")
+    out.add_argument("--without", type=_names, default=[], metavar="NAMES", help=f"of {', '.join(NOT_PEERS)}")
     out.add_argument("--reps", type=_positive, help="repetitions (default: 5; quick: 3, or 1 of everything)")
     out.add_argument(
         "--procs",
@@ -53,6 +52,12 @@ def parser() -> argparse.ArgumentParser:
         help="worker processes, where a letter leaves that open (default: 1,2; quick: 1)",
     )
     out.add_argument("--jobs", type=_positive, help="jobs in A (default: 20000)")
+    out.add_argument(
+        "--save",
+        type=_name,
+        default=saved.LATEST,
+        help=f"write benchmarks/results/SAVE.json and draw plots of it; 'none' for neither (default: {saved.LATEST})",
+    )
     out.add_argument("--json", action="store_true", help="one JSON object on stdout; progress goes to stderr")
     out.add_argument("--url", help="use this server (a superuser's URL) instead of a throw-away one")
     out.add_argument(
@@ -82,6 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (psycopg.OperationalError, GenDurableError) as error:
         progress.print(f"no server to measure on: {error}", style="red", markup=False, soft_wrap=True)
         return 2
+    if arguments.save != "none" and results.measures:
+        _keep(arguments.save, results, sys.argv[1:] if argv is None else argv, progress)
     if arguments.json:
         print(json.dumps(results.as_json()))
     else:
@@ -92,11 +99,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _measure(arguments: argparse.Namespace, todo: list[Task], results: Results, progress: Console) -> int:
-    names = [name for name in (OWN, FLOOR) if name not in arguments.without] + arguments.peers
+    peers = arguments.peers if arguments.peers is not None else QUICK_PEERS if arguments.quick else PEERS
+    names = [*(name for name in NOT_PEERS if name not in arguments.without), *peers]
     engines = _available([find(name) for name in names], progress)
     settings = _collect(arguments.set)
     with running(arguments.url) as server, tempfile.TemporaryDirectory() as folder:
-        progress.print(server.describe(), markup=False)
+        results.server = server.describe()
+        progress.print(results.server, markup=False)
         board = Board(Path(folder) / "board")
         benches = [Bench(server, entry, python, board, settings.get(entry.name, {})) for entry, python in engines]
         reps, slow_most = _repetitions(arguments)
@@ -121,6 +130,17 @@ def _repetitions(arguments: argparse.Namespace) -> tuple[int, int | None]:
     if arguments.quick:
         return (1 if arguments.only is None else 3), 1
     return 5, FEW
+
+
+def _keep(name: str, results: Results, argv: Sequence[str], progress: Console) -> None:
+    path = saved.save(name, results, argv)
+    progress.print(f"saved: {path.relative_to(ROOT)}", markup=False, soft_wrap=True)
+    try:
+        drawn = plots.draw(name)
+    except Unavailable as error:
+        progress.print(f"no plots: {error}", style="yellow", markup=False, soft_wrap=True)
+    else:
+        progress.print(f"drawn: {', '.join(plot.name for plot in drawn)}", markup=False, soft_wrap=True)
 
 
 def _available(entries: list[Entry], progress: Console) -> list[tuple[Entry, Path]]:
@@ -155,6 +175,13 @@ def _names(text: str) -> list[str]:
     if unknown := [name for name in names if name not in known]:
         raise argparse.ArgumentTypeError(f"unknown engine {unknown[0]!r}: there are {', '.join(sorted(known))}")
     return names
+
+
+def _name(text: str) -> str:
+    try:
+        return saved.checked(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _positive(text: str) -> int:

@@ -9,22 +9,18 @@ CORES = os.cpu_count() or 1
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
-def seconds(pid: int, *, reaped: bool = False) -> float:
-    """User and system time of one process, with that of its ended children when ``reaped``."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    except (OSError, IndexError):
-        return 0.0
-    return sum(int(field) for field in fields[11 : 15 if reaped else 13]) / _TICKS
+def seconds(pid: int) -> float:
+    """User and system time of a process and its children, the ended ones included."""
+    return tree_seconds(pid) or 0.0
 
 
 def tree_seconds(pid: int) -> float | None:
-    """User and system time of a process and its children, the ended ones included."""
+    """The same; None where it can't be seen."""
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except OSError:
         return None
-    return seconds(pid, reaped=True) + sum(seconds(int(child)) for child in children)
+    return _own(pid, reaped=True) + sum(_own(int(child)) for child in children)
 
 
 def resident(pid: int) -> int | None:
@@ -43,3 +39,12 @@ def busy() -> float | None:
     except (OSError, ValueError):
         return None
     return (sum(fields) - fields[3] - fields[4]) / _TICKS
+
+
+def _own(pid: int, *, reaped: bool = False) -> float:
+    """Of one process, with that of its ended children when ``reaped``."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except (OSError, IndexError):
+        return 0.0
+    return sum(int(field) for field in fields[11 : 15 if reaped else 13]) / _TICKS

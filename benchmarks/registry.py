@@ -10,6 +10,8 @@ from benchmarks.engines.gen_durable_rows import BLOCKED, PARKED, RETENTION_DAYS,
 
 OWN = "gen_durable"
 FLOOR = "floor"
+FLOOR_PGBENCH = "floor_pgbench"
+NOT_PEERS = (OWN, FLOOR, FLOOR_PGBENCH)
 ALL = frozenset("ABCDEFGHIJKLMN") | {"B.step", "D.result"}
 COMMON = frozenset("ABCD")
 """What every engine has; E and F need signals, and children with a join; G, H and N limits; I levels of history; J
@@ -34,6 +36,10 @@ class Entry:
     left: str
     requirements: tuple[str, ...] = ()
     python: tuple[int, int] = (3, 11)
+    quick: bool = True
+    """Whether a quick run measures it without being told to."""
+    program: str = ""
+    """One of PostgreSQL's own programs that it runs."""
     workloads: frozenset[str] = COMMON
     row_per_step: bool = False
     share: Mapping[str, float] = field(default_factory=dict)
@@ -71,6 +77,12 @@ def _names(workload: str) -> list[str]:
     return [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
 
 
+AWA_DONE = (
+    "SELECT (SELECT coalesce(sum(completed_count), 0) FROM awa.receipt_completion_batches) "
+    "+ (SELECT count(*) FROM awa.done_entries WHERE state = 'completed') "
+    "+ (SELECT coalesce(sum(pruned_completed_count), 0) FROM awa.queue_terminal_rollups)"
+)
+
 ENTRIES = (
     Entry(
         name=OWN,
@@ -102,13 +114,21 @@ ENTRIES = (
         options={"B.step": {"run_ahead": False}},
     ),
     Entry(
+        name=FLOOR_PGBENCH,
+        module="benchmarks.floor_pgbench",
+        done="SELECT count(*) FROM jobs WHERE status = 2",
+        left="SELECT count(*) FROM jobs WHERE status <> 2",
+        workloads=frozenset("A"),
+        program="pgbench",
+    ),
+    Entry(
         name="pgqueuer",
         module="benchmarks.engines.pgqueuer",
         requirements=("pgqueuer==1.6.0", "asyncpg==0.32.0", "uvloop"),
         done="SELECT count(*) FROM pgqueuer_log WHERE status = 'successful'",
         left="SELECT count(*) FROM pgqueuer",
         row_per_step=True,
-        share={"B": 0.5},
+        share={"B": 0.25},
     ),
     Entry(
         name="procrastinate",
@@ -126,16 +146,66 @@ ENTRIES = (
         done="SELECT count(*) FROM dbos.workflow_status WHERE status = 'SUCCESS'",
         left="SELECT count(*) FROM dbos.workflow_status WHERE status <> 'SUCCESS'",
         workloads=COMMON | {"D.result"},
-        share={"A": 0.1, "B": 0.25, "C": 0.1},
+        share={"A": 0.1, "B": 0.1, "C": 0.1},
         options={
             "*": {"threads": 10},
             "B": {"concurrency": 100},
             "D": {"poll": 0.005},
         },
     ),
+    Entry(
+        name="awa",
+        module="benchmarks.engines.awa",
+        quick=False,
+        requirements=("awa-pg==0.6.9", "uvloop"),
+        # Its view of all jobs is slow to count; ended jobs are in batches, then in a table, then only in a counter.
+        done=AWA_DONE,
+        left="SELECT (SELECT coalesce(sum(last_value), 0) FROM pg_sequences WHERE schemaname = 'awa' "
+        f"AND sequencename LIKE 'queue_enqueue_seq_%') - ({AWA_DONE})",
+        row_per_step=True,
+        share={"B": 0.05},
+        options={
+            "*": {"workers": 512, "batch": 512},
+            "D": {"poll_ms": 20},
+        },
+    ),
+    Entry(
+        name="chancy",
+        module="benchmarks.engines.chancy",
+        quick=False,
+        requirements=("chancy==0.26.0", "psycopg[binary]", "uvloop"),
+        done="SELECT count(*) FROM chancy_jobs WHERE state = 'succeeded'",
+        left="SELECT count(*) FROM chancy_jobs WHERE state <> 'succeeded'",
+        row_per_step=True,
+        share={"B": 0.2, "C": 0.5},
+        options={"*": {"concurrency": 1000, "flush": 0.05}},
+    ),
+    Entry(
+        name="oban",
+        module="benchmarks.engines.oban",
+        quick=False,
+        requirements=("oban==0.7.0",),
+        python=(3, 12),
+        done="SELECT count(*) FROM oban_jobs WHERE state = 'completed'",
+        left="SELECT count(*) FROM oban_jobs WHERE state <> 'completed'",
+        row_per_step=True,
+        share={"A": 0.5, "B": 0.2, "C": 0.5},
+        options={"A": {"limit": 500}, "B": {"limit": 200}},
+    ),
+    Entry(
+        name="absurd",
+        module="benchmarks.engines.absurd",
+        quick=False,
+        requirements=("absurd-sdk==0.5.1", "absurdctl==0.5.1", "psycopg[binary]", "uvloop"),
+        done="SELECT count(*) FROM absurd.t_default WHERE state = 'completed'",
+        left="SELECT count(*) FROM absurd.t_default WHERE state <> 'completed'",
+        share={"A": 0.1, "B": 0.1, "C": 0.25},
+        options={"*": {"concurrency": 200}, "D": {"poll": 0.01}},
+    ),
 )
 
-PEERS = tuple(entry.name for entry in ENTRIES if entry.name not in (OWN, FLOOR))
+PEERS = tuple(entry.name for entry in ENTRIES if entry.name not in NOT_PEERS)
+QUICK_PEERS = tuple(entry.name for entry in ENTRIES if entry.name in PEERS and entry.quick)
 
 
 def find(name: str) -> Entry:

@@ -47,11 +47,21 @@ class Measure:
     lower_is_better: bool = False
 
 
+@dataclass(frozen=True)
+class Line:
+    """What is known of one measure: a summary per engine, and how many times better this engine is than each."""
+
+    measure: Measure
+    engines: dict[str, dict[str, Any]]
+    ratios: dict[str, float]
+
+
 class Results:
     """All samples of a run, by measure and engine, in the order in which they first came."""
 
     def __init__(self) -> None:
         self.measures: dict[str, Measure] = {}
+        self.server = ""
         self._samples: dict[str, dict[str, list[Sample]]] = {}
 
     def add(self, measure: Measure, engine: str, sample: Sample) -> None:
@@ -96,15 +106,24 @@ class Results:
             return {engine: _tidy(other / own) for engine, other in medians.items() if own}
         return {engine: _tidy(own / other) for engine, other in medians.items() if other}
 
+    def lines(self) -> list[Line]:
+        """All of it by the measures' keys."""
+        return [
+            Line(
+                self.measures[key],
+                {engine: self.summary(key, engine) for engine in self._samples[key]},
+                self.ratios(key),
+            )
+            for key in sorted(self.measures)
+        ]
+
     def as_json(self) -> dict[str, Any]:
         """One object per measure: a summary per engine, and ``ratio``."""
-        return {
-            key: {
-                **{engine: self.summary(key, engine) for engine in self._samples[key]},
-                "ratio": self.ratios(key),
-            }
-            for key in sorted(self.measures)
-        }
+        return {line.measure.key: {**line.engines, "ratio": line.ratios} for line in self.lines()}
+
+    def _line(self, key: str) -> Line:
+        summaries = {engine: self.summary(key, engine) for engine in self._samples[key]}
+        return Line(self.measures[key], summaries, self.ratios(key))
 
     def _median(self, key: str, engine: str) -> float:
         return statistics.median(sample.value for sample in self._samples[key][engine])

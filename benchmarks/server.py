@@ -61,6 +61,10 @@ class Server:
         name = sql.Identifier(database)
         self._admin.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(name))
 
+    def size(self, database: str) -> int:
+        """Bytes of a database's files."""
+        return int(self._value("SELECT pg_database_size(%s)", database))
+
     def wal(self) -> int:
         """Bytes of WAL written so far, by anybody."""
         return int(self._value("SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn"))
