@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from engine_support import Build, Seen, Sql, ended, eventually, moment
+from engine_support import LONG, Build, Seen, Sql, ended, eventually, moment
+from test_births import worker_of
 
 from gen_durable import Context, Done, Engine, Machine, Next, job, step
 from gen_durable._store.migrating import latest_version, migrations
@@ -456,6 +457,33 @@ async def test_a_worker_that_was_declared_dead_starts_a_new_life(build: Build, s
     assert before.id != after.id == found.worker
     assert lives == [(before.id, 0), (after.id, 1)]
     assert [t.outcome for t in history] == ["crashed", "done"]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+async def test_outcomes_that_come_when_their_worker_is_dead_stop_nothing(build: Build, sql: Sql, count: int) -> None:
+    """R25, R27: a commit over a link that is closed for good is not tried for ever, and the event loop goes on."""
+    go, running = asyncio.Event(), asyncio.Semaphore(0)
+
+    @job
+    async def held(n: int) -> int:
+        running.release()
+        await go.wait()
+        return n
+
+    async with build(held, lease=2, heartbeat=0.1, queues={"default": count}) as engine, asyncio.timeout(LONG):
+        handles = [await engine.insert(held.bind(n=n)) for n in range(count)]
+        for _ in range(count):
+            await running.acquire()
+        (before,) = await engine.workers()
+        for link in worker_of(engine)._links:
+            link.abort()  # as at the end of a life, and the flusher is not cancelled yet
+        go.set()
+        await asyncio.sleep(0.1)
+        await sql("DELETE FROM {s}.workers")
+        for n, handle in enumerate(handles):
+            assert await handle.result(timeout=LONG) == n
+        (after,) = await engine.workers()
+        assert after.id != before.id
 
 
 async def test_crash_loops_end(build: Build, sql: Sql) -> None:

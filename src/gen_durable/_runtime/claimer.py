@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from gen_durable._runtime.held import Held, LocalQueue
-from gen_durable._runtime.link import Link, LinkDown
+from gen_durable._runtime.link import Link, LinkClosed, LinkDown
 from gen_durable._runtime.service import Service
 from gen_durable._store.operation import Catalog, Operation, Request, Row
 from gen_durable.events import ClaimEvent, Hooks, emit
@@ -294,7 +294,7 @@ class Claimer(Service):
         """Gives claims back; one that is not held any more is left alone. Answers with how many there were.
 
         Raises:
-            LinkDown: the worker has ended, and its link is closed: others find them.
+            LinkClosed: the worker has ended: others find them.
         """
         listed = msgspec.json.encode([{"id": id_, "rev": rev} for id_, rev in sorted(claims)]).decode()
         while True:
@@ -302,9 +302,9 @@ class Claimer(Service):
                 rows = await self._link.fetch(self._sql["claiming/release"].bind(worker=self._worker, claims=listed))
                 count: int = rows[0][0]
                 return count
+            except LinkClosed:
+                raise
             except LinkDown:
-                if self._link.closed:
-                    raise
                 continue  # guarded by rev: sending it twice does no harm
 
     def forget(self, held: Held) -> None:

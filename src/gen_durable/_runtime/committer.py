@@ -12,7 +12,7 @@ import psycopg
 from gen_durable._runtime.admitter import Admitter
 from gen_durable._runtime.births import Births, Family
 from gen_durable._runtime.held import Held
-from gen_durable._runtime.link import Link, LinkDown
+from gen_durable._runtime.link import Link, LinkClosed, LinkDown
 from gen_durable._runtime.record import END, ON, WAIT, Record, encode_records
 from gen_durable._store.inserting import insert_all
 from gen_durable._store.operation import Catalog, Operation, Request, Row
@@ -264,6 +264,8 @@ class Committer:
         while True:
             try:
                 return await self._link.fetch(question)
+            except LinkClosed:
+                raise
             except LinkDown:
                 continue
             except psycopg.Error as error:

@@ -14,7 +14,7 @@ from gen_durable._runtime.births import Births
 from gen_durable._runtime.claimer import Claimer
 from gen_durable._runtime.flusher import Flusher
 from gen_durable._runtime.held import Held, LocalQueue
-from gen_durable._runtime.link import Link, LinkDown
+from gen_durable._runtime.link import Link, LinkClosed, LinkDown
 from gen_durable._runtime.transactor import Transactor
 
 __all__ = ["Drain", "bounded"]
@@ -81,6 +81,8 @@ class Drain:
         while True:
             try:
                 return await self.claimer.check()
+            except LinkClosed:
+                raise
             except LinkDown:
                 continue
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import psycopg
 from gen_durable._runtime.aside import Aside
 from gen_durable._runtime.committer import LONGEST_PAUSE, Committer, Entry, Fence, Settled, fence
 from gen_durable._runtime.held import Held
-from gen_durable._runtime.link import Link, LinkDown
+from gen_durable._runtime.link import Link, LinkClosed, LinkDown
 from gen_durable._runtime.record import Record, error_json
 from gen_durable.errors import DuplicateInstance, InvalidState
 
@@ -139,9 +140,10 @@ class Flusher:
             await self._aside.look()
 
     async def _serve(self, way: Way, next_batch: Callable[[], list[Entry]]) -> None:
-        while True:
-            await way.more.wait()
-            await self._send_all(way, next_batch)
+        with contextlib.suppress(LinkClosed):  # then these claims are others', or handed back
+            while True:
+                await way.more.wait()
+                await self._send_all(way, next_batch)
 
     async def _send_all(self, way: Way, next_batch: Callable[[], list[Entry]]) -> None:
         way.more.clear()
@@ -180,6 +182,8 @@ class Flusher:
                 else:
                     self._settled.refused(batch[0][0], error)
                 return
+            except LinkClosed:
+                raise
             except LinkDown:
                 # Sent, and no answer: it may be there or not. Sending it again does no harm, because the fence refuses
                 # what is there already; what is refused now is looked up. In halves, should it have been too much.

@@ -17,7 +17,7 @@ from gen_durable._store.connection import cut, fetch, fetch_at_once, open_connec
 from gen_durable._store.operation import Operation, Request, Row, drive_together
 from gen_durable.events import Hooks, ReconnectEvent, emit
 
-__all__ = ["Link", "LinkDown"]
+__all__ = ["Link", "LinkClosed", "LinkDown"]
 
 T = TypeVar("T")
 
@@ -32,6 +32,10 @@ STEADY_SECONDS = 1.0
 
 class LinkDown(Exception):
     """The connection broke while a statement was under way: whether it took effect is not known."""
+
+
+class LinkClosed(LinkDown):
+    """The link is closed for good: its worker's life is over, and there is no use in trying again."""
 
 
 class Link:
@@ -123,7 +127,7 @@ class Link:
                 if not _is_down(connection, error):
                     raise
                 await self.drop(error)
-                raise LinkDown(str(error)) from error
+                raise (LinkClosed if self._closed else LinkDown)(str(error)) from error
             except asyncio.CancelledError:
                 await self.drop(None)
                 raise
@@ -137,7 +141,8 @@ class Link:
     async def _connect(self) -> AsyncConnection[Row]:
         while True:
             if self._closed:
-                raise LinkDown("the link is closed")
+                await asyncio.sleep(0)  # whoever tries again all the same must not keep others from their turn
+                raise LinkClosed("the link is closed")
             first = not self._pause
             if not first:
                 await asyncio.sleep(self._pause * (0.5 + random.random()))
@@ -152,7 +157,7 @@ class Link:
                     log.warning("%s connection: can't connect, trying again: %s", self.name, str(error).strip())
         if self._closed:  # in the meantime
             await _discard(connection)
-            raise LinkDown("the link is closed")
+            raise LinkClosed("the link is closed")
         self._connection = connection
         self._since = time.monotonic()
         if self._lost_at is not None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from gen_durable._runtime.committer import Committer, Entry, Settled, fence
 from gen_durable._runtime.held import Held
-from gen_durable._runtime.link import LinkDown
+from gen_durable._runtime.link import LinkClosed, LinkDown
 from gen_durable._runtime.record import ON, Record
 from gen_durable._runtime.transaction import Transaction, state_of
 from gen_durable._store.inserting import LaneGone
@@ -73,7 +73,9 @@ class Transactor:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        error = None if task.cancelled() else task.exception()
+        # A closed link is no crash: the worker's life is over, and the lease gives the row back.
+        if error is not None and not isinstance(error, LinkClosed):
             self._on_crash(error)
 
     async def wait_idle(self) -> None:

@@ -14,7 +14,7 @@ from gen_durable.snapshot import Snapshot
 
 __all__ = ["WaitingCalls"]
 
-FIRST_LOOK = 0.01  # an end in this process, or a quick one elsewhere, needs nothing more
+FIRST_LOOK = 0.003  # an end in this process, or a quick one elsewhere, needs nothing more
 LONGEST_LOOK = 5.0
 LONGEST_DEAF_LOOK = 0.5  # where notifications can't be received
 AWAY_SECONDS = 60.0
