@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import socket
@@ -10,9 +11,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import psycopg
-from psycopg import AsyncConnection, Connection, conninfo
-from psycopg.adapt import Loader
-from psycopg.pq import ExecStatus
+from psycopg import AsyncConnection, Connection, conninfo, generators
+from psycopg.abc import PQGen
+from psycopg.adapt import Loader, PyFormat, Transformer
+from psycopg.errors import error_from_result
+from psycopg.pq import ExecStatus, TransactionStatus
+from psycopg.pq.abc import PGresult
 from psycopg.rows import tuple_row
 
 from gen_durable._store.operation import Operation, Request, Row, Statement, drive, drive_sync
@@ -180,13 +184,31 @@ def _arguments(url: str, application_name: str) -> dict[str, Any]:
     return given
 
 
+class OwnConnection(AsyncConnection[Row]):
+    """A connection of ours, and what is prepared on it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.names: dict[tuple[bytes, tuple[int, ...] | None], bytes] = {}  # by text and types
+        self.numbers = itertools.count()
+
+
+class OwnConnectionSync(Connection[Row]):
+    """The blocking twin of :class:`OwnConnection`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.names: dict[tuple[bytes, tuple[int, ...] | None], bytes] = {}
+        self.numbers = itertools.count()
+
+
 async def open_connection(url: str, application_name: str) -> AsyncConnection[Row]:
     """An autocommit connection of ours; until :func:`set_up` nothing is prepared on it: a pooler may be in between.
 
     Raises:
         psycopg.OperationalError: when it can't be made.
     """
-    connection = await AsyncConnection.connect(
+    connection = await OwnConnection.connect(
         **_arguments(url, application_name), autocommit=True, row_factory=tuple_row, prepare_threshold=None
     )
     connection.adapters.register_loader("jsonb", RawJson)
@@ -199,7 +221,7 @@ def open_sync(url: str, application_name: str) -> Connection[Row]:
     Raises:
         psycopg.OperationalError: when it can't be made.
     """
-    connection = Connection.connect(
+    connection = OwnConnectionSync.connect(
         **_arguments(url, application_name), autocommit=True, row_factory=tuple_row, prepare_threshold=None
     )
     connection.adapters.register_loader("jsonb", RawJson)
@@ -237,6 +259,9 @@ def _setting_up(
 
 async def fetch(connection: AsyncConnection[Row], request: Request) -> list[Row]:
     """Runs one request on an async connection."""
+    if isinstance(connection, OwnConnection) and connection.prepare_threshold == 0:  # else behind a pooler
+        async with connection.lock:
+            return await connection.wait(_running(connection, request))
     cursor = psycopg.AsyncRawCursor(connection, row_factory=tuple_row)
     await cursor.execute(request.statement.text, request.parameters)
     return await cursor.fetchall() if has_rows(cursor) else []
@@ -259,9 +284,49 @@ async def fetch_at_once(connection: AsyncConnection[Row], requests: list[Request
 
 def fetch_sync(connection: Connection[Row], request: Request) -> list[Row]:
     """Runs one request on a blocking connection."""
+    if isinstance(connection, OwnConnectionSync) and connection.prepare_threshold == 0:
+        with connection.lock:
+            return connection.wait(_running(connection, request))
     cursor = psycopg.RawCursor(connection, row_factory=tuple_row)
     cursor.execute(request.statement.text, request.parameters)
     return cursor.fetchall() if has_rows(cursor) else []
+
+
+def _running(connection: OwnConnection | OwnConnectionSync, request: Request) -> PQGen[list[Row]]:
+    """Runs a prepared statement as a cursor does, at half of what that costs the client."""
+    pgconn = connection.pgconn
+    text, parameters = request.statement.text, request.parameters
+    transformer = Transformer(connection)
+    values = transformer.dump_sequence(parameters, [PyFormat.AUTO] * len(parameters))
+    types, formats = transformer.types, transformer.formats
+    idle = pgconn.transaction_status == TransactionStatus.IDLE
+    name = connection.names.get((text, types))
+    known = name is not None
+    if name is None:
+        name = b"gen_durable_%d" % next(connection.numbers)
+        pgconn.send_prepare(name, text, types)
+        _last(connection, (yield from generators.execute(pgconn)))
+        connection.names[text, types] = name
+    pgconn.send_query_prepared(name, values, formats)
+    try:
+        result = _last(connection, (yield from generators.execute(pgconn)))
+    except psycopg.errors.InvalidSqlStatementName:
+        connection.names.clear()  # somebody has deallocated them all
+        if not (known and idle):
+            raise
+        return (yield from _running(connection, request))
+    if result.status != ExecStatus.TUPLES_OK:
+        return []
+    transformer.set_pgresult(result)
+    return transformer.load_rows(0, result.ntuples, tuple)
+
+
+def _last(connection: OwnConnection | OwnConnectionSync, results: list[PGresult]) -> PGresult:
+    """The answer; raises the error that it is."""
+    result = results[-1]
+    if result.status not in (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK):
+        raise error_from_result(result, encoding=connection.info.encoding)
+    return result
 
 
 def has_rows(cursor: psycopg.AsyncCursor[Row] | psycopg.Cursor[Row]) -> bool:
