@@ -37,6 +37,7 @@ class Bell:
         self._last: dict[str, float] = {}  # when the last row came that told nobody itself
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._ringing: set[asyncio.Task[None]] = set()
+        self._closing = False
 
     def rides_along(self, queues: Iterable[str]) -> bool:
         """Whether an insert into these queues, sent now, is to tell.
@@ -44,6 +45,8 @@ class Bell:
         When it is done, call :meth:`told` if it has told of each of them, else :meth:`later`.
         """
         now = time.monotonic()
+        if self._closing:
+            return True
         fresh = [queue for queue in queues if now - self._sent.get(queue, 0.0) >= COALESCE_SECONDS]
         for queue in fresh:
             self._sent[queue] = now
@@ -98,13 +101,16 @@ class Bell:
             await self._session.call(word)
 
     async def close(self) -> None:
-        """Tells at once of what is still untold."""
-        for queue, timer in self._timers.items():
-            timer.cancel()
-            if self._told.get(queue, 0.0) <= self._last[queue]:
-                self._tell_now(queue)
-        self._timers.clear()
-        await asyncio.gather(*self._ringing, return_exceptions=True)
+        """Tells at once of what is still untold; inserts that are sent meanwhile tell themselves."""
+        self._closing = True
+        while self._timers or self._ringing:
+            for queue, timer in self._timers.items():
+                timer.cancel()
+                if self._told.get(queue, 0.0) <= self._last[queue]:
+                    self._tell_now(queue)
+            self._timers.clear()
+            await asyncio.gather(*self._ringing, return_exceptions=True)
+        self._closing = False
 
 
 class SilentBell:

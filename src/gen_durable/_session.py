@@ -14,7 +14,7 @@ from psycopg import AsyncConnection, Connection
 from psycopg.pq import TransactionStatus
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
-from gen_durable._store.connection import cut, fetch, forbidden, open_connection, set_up, unreachable
+from gen_durable._store.connection import OwnConnection, cut, fetch, forbidden, open_connection, set_up, unreachable
 from gen_durable._store.migrating import check_version
 from gen_durable._store.operation import Operation, Request, Row, drive, drive_together
 from gen_durable.config import Settings
@@ -26,7 +26,7 @@ KEPT_SECONDS = 60.0
 """A connection goes back to its pool at least so often."""
 
 
-_Pool: TypeAlias = "AsyncConnectionPool[AsyncConnection[Row]]"
+_Pool: TypeAlias = "AsyncConnectionPool[OwnConnection]"
 
 
 class Session:
@@ -37,8 +37,7 @@ class Session:
         self._settings = settings
         self._pool: _Pool | None = None
         # The connection that was used last, kept from the pool for the next call: a visit there costs half of a call.
-        self._spare: AsyncConnection[Row] | None = None
-        self._lent = 0.0  # when the pool gave it
+        self._spare: OwnConnection | None = None
         self._queued = 0  # calls that wait for the pool
 
     async def open(self, url: str) -> bool:
@@ -48,6 +47,7 @@ class Session:
             DatabaseUnreachable, SchemaMissing, SchemaVersionError: what stands in the way.
         """
         self.url = url
+        self._spare, self._queued = None, 0  # of an event loop that is no more, perhaps
         name = f"gen_durable {self._settings.name}"
         try:
             async with asyncio.timeout(self._settings.statement_timeout):
@@ -158,28 +158,28 @@ class Session:
             yield connection
         finally:
             rests = connection.pgconn.transaction_status == TransactionStatus.IDLE
-            young = time.monotonic() - self._lent < KEPT_SECONDS
+            young = time.monotonic() - connection.lent_at < KEPT_SECONDS
             if rests and young and self._spare is None and not self._queued and self._pool is pool:
                 self._spare = connection
             else:
                 await pool.putconn(connection)
 
-    async def _take(self, pool: _Pool) -> AsyncConnection[Row]:
+    async def _take(self, pool: _Pool) -> OwnConnection:
         spare, self._spare = self._spare, None
-        if spare is not None:
-            if is_quiet(spare):
-                return spare
-            await pool.putconn(spare)  # which finds it broken when somebody asks for it
+        if spare is not None and is_quiet(spare):
+            return spare
         self._queued += 1
         try:
+            if spare is not None:  # the pool finds it broken when somebody asks for it
+                await asyncio.shield(pool.putconn(spare))
             connection = await pool.getconn()
         finally:
             self._queued -= 1
-        self._lent = time.monotonic()
+        connection.lent_at = time.monotonic()
         return connection
 
 
-class _PooledConnection(AsyncConnection[Row]):
+class _PooledConnection(OwnConnection):
     """The pool's connections are opened like all others of ours."""
 
     @classmethod
@@ -187,11 +187,11 @@ class _PooledConnection(AsyncConnection[Row]):
         return await open_connection(kwargs["url"], kwargs["application_name"])
 
 
-async def _configure(connection: AsyncConnection[Row]) -> None:
+async def _configure(connection: OwnConnection) -> None:
     await set_up(connection, steady=False)
 
 
-async def _check_if_idle(connection: AsyncConnection[Row]) -> None:
+async def _check_if_idle(connection: OwnConnection) -> None:
     if not is_quiet(connection):
         await AsyncConnectionPool.check_connection(connection)
 

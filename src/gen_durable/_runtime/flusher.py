@@ -148,9 +148,11 @@ class Flusher:
     async def _send_all(self, way: Way, next_batch: Callable[[], list[Entry]]) -> None:
         way.more.clear()
         way.sending = True
-        while batch := next_batch():
-            await self._commit(way, batch)
-        way.sending = False
+        try:
+            while batch := next_batch():
+                await self._commit(way, batch)
+        finally:
+            way.sending = False
         if not self._busy and not self.waiting:
             self._idle.set()
 

@@ -191,6 +191,7 @@ class OwnConnection(AsyncConnection[Row]):
         super().__init__(*args, **kwargs)
         self.names: dict[tuple[bytes, tuple[int, ...] | None], bytes] = {}  # by text and types
         self.numbers = itertools.count()
+        self.lent_at = 0.0  # when its pool gave it
 
 
 class OwnConnectionSync(Connection[Row]):
@@ -323,10 +324,13 @@ def _running(connection: OwnConnection | OwnConnectionSync, request: Request) ->
 
 def _last(connection: OwnConnection | OwnConnectionSync, results: list[PGresult]) -> PGresult:
     """The answer; raises the error that it is."""
-    result = results[-1]
-    if result.status not in (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK):
-        raise error_from_result(result, encoding=connection.info.encoding)
-    return result
+    for result in results:
+        if result.status == ExecStatus.FATAL_ERROR:
+            raise error_from_result(result, encoding=connection.info.encoding)
+    if not results or results[-1].status not in (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK):
+        found = ExecStatus(results[-1].status).name if results else "nothing"
+        raise psycopg.InternalError(f"a statement is answered with {found}")
+    return results[-1]
 
 
 def has_rows(cursor: psycopg.AsyncCursor[Row] | psycopg.Cursor[Row]) -> bool:

@@ -7,6 +7,7 @@ import builtins
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from operator import is_
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
@@ -50,7 +51,8 @@ AT_A_TIME = 500  # children that are checked without a pause
 _NONE = (None, None, None, None, None, None, KEEP, KEEP, KEEP)
 
 
-class BulkItem(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class BulkItem:
     """One instance of an ``insert_many``, with options of its own; they mean what they mean in ``insert``."""
 
     instance: Machine
@@ -67,7 +69,8 @@ class BulkItem(msgspec.Struct, frozen=True):
 
 def _item(instance: Machine, options: tuple[Any, ...]) -> Machine | BulkItem:
     """An instance with the options of a call, where any was given."""
-    return instance if all(map(is_, options, _NONE)) else BulkItem(instance, *options)
+    bare = all(map(is_, options, _NONE)) and not isinstance(instance, BulkItem)  # which is insert_many's
+    return instance if bare else BulkItem(instance, *options)
 
 
 class InsertingCalls(WaitingCalls):
@@ -182,7 +185,12 @@ class InsertingCalls(WaitingCalls):
         sent = time.monotonic()
         notify = self._bell.rides_along(others) or later or limited
         inserting = insert_all(self._sql, rows, notify=notify, soon=LONGEST_POLL, birth=birth)
-        placed, told = await self._bringing(inserting, birth)
+        try:
+            placed, told = await self._bringing(inserting, birth)
+        except BaseException:  # the rows may be there all the same
+            for queue in queues:
+                self._bell.later(queue)
+            raise
         if birth is not None:
             others = queues = {
                 lane.queue
