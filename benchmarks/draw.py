@@ -199,8 +199,8 @@ def main(argv: list[str]) -> None:
     foot = f"{run['date'][:10]}, {run['server']}, Python {run['python']}, {cores}"
     with plt.rc_context(STYLE):
         for letter, figure in figures(run):
-            figure.tight_layout(rect=(0, 0.03, 1, 1))
-            brackets = "" if letter in "KL" else f". In brackets: how many times better {OWN} is"
+            figure.tight_layout(rect=(0, 0.06, 1, 1))
+            brackets = "" if letter in "KL" else f"\nIn brackets: how many times better {OWN} is"
             figure.text(0.01, 0.01, foot + brackets, fontsize=7, color=GREY)
             path = source.parent / f"{source.stem}-{letter}.png"
             _write(figure, path)
