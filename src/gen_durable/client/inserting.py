@@ -226,15 +226,20 @@ class InsertingCalls(WaitingCalls):
 
     async def _prepare(self, children: Sequence[Child]) -> builtins.list[NewInstance]:
         """The rows of a spawn's children, checked."""
-        checked = []
-        for number, child in enumerate(children, 1):
-            options = (
-                child.key, child.queue, child.priority, child.delay, child.at, None,
-                child.concurrency_key, child.rate_limit, child.weight,
-            )  # fmt: skip
-            checked.append(await self._checked(_item(child.instance, options)))
-            if number % AT_A_TIME == 0:
-                await asyncio.sleep(0)  # others get their turn
+        items = [
+            _item(
+                child.instance,
+                (
+                    child.key, child.queue, child.priority, child.delay, child.at, None,
+                    child.concurrency_key, child.rate_limit, child.weight,
+                ),
+            )
+            for child in children
+        ]  # fmt: skip
+        checked: builtins.list[Checked] = []
+        for start in range(0, len(items), AT_A_TIME):
+            checked += await self._check_all(items[start : start + AT_A_TIME])
+            await asyncio.sleep(0)  # others get their turn
         await self._place(checked)
         return [row for _, _, row in checked]
 
