@@ -238,8 +238,9 @@ class InsertingCalls(WaitingCalls):
         ]  # fmt: skip
         checked: builtins.list[Checked] = []
         for start in range(0, len(items), AT_A_TIME):
+            if start:
+                await asyncio.sleep(0)  # others get their turn
             checked += await self._check_all(items[start : start + AT_A_TIME])
-            await asyncio.sleep(0)  # others get their turn
         await self._place(checked)
         return [row for _, _, row in checked]
 
