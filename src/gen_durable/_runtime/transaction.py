@@ -28,6 +28,7 @@ from gen_durable._store.transaction import (
     run,
     run_sync,
     steady,
+    take_over,
 )
 from gen_durable.context import Context
 from gen_durable.errors import TransactionEnded, TransactionError
@@ -54,6 +55,10 @@ class Home(Protocol):
     @property
     def threads(self) -> Threads:
         """Where ours is sent over blocking connections."""
+        ...
+
+    def promise(self, connection: Any) -> int | None:
+        """The mark of a transaction to begin behind the one that a connection is about to commit; None: of none."""
         ...
 
     def give_back(self, connection: Any) -> None:
@@ -209,14 +214,18 @@ class Transaction:
 class LoopTransaction(Transaction):
     """Of an async step, on a connection of psycopg's."""
 
-    def __init__(self, home: Home, mark: int, connection: StepConnection) -> None:
+    def __init__(self, home: Home, mark: int, connection: StepConnection, *, begun: bool = False) -> None:
         super().__init__(home, mark)
+        self._begun = begun  # behind the commit of another
         self.conn = self._connection = connection
         connection.owner = mark
         self.session = _NO_SESSION.format("async steps", "async_sessionmaker")
 
     async def begin(self) -> None:
-        """Begins it, in one round trip."""
+        """Begins it, in one round trip, unless that is done."""
+        if self._begun:
+            take_over(self._connection)
+            return
         with self.watched(self._connection):
             await begin(self._connection, self.mark, self.home.idle)
 
@@ -244,7 +253,7 @@ class LoopTransaction(Transaction):
 
     async def _commit_all(self, requests: list[Request]) -> list[list[Row]]:
         with self.watched(self._connection):
-            return await commit(self._connection, requests)
+            return await commit(self._connection, requests, self.home.promise(self._connection))
 
     async def undo(self) -> None:
         """Rolls back."""
@@ -316,8 +325,9 @@ class BlockingTransaction(Transaction):
     (The functions' threads may all wait for rows that this very transaction has locked.)
     """
 
-    def __init__(self, home: Home, mark: int, connection: StepConnectionSync) -> None:
+    def __init__(self, home: Home, mark: int, connection: StepConnectionSync, *, begun: bool = False) -> None:
         super().__init__(home, mark)
+        self._begun = begun
         self.conn = self._connection = connection
         connection.owner = mark
         self.session = _NO_SESSION.format("plain functions", "sessionmaker")
@@ -335,7 +345,10 @@ class BlockingTransaction(Transaction):
             return await asyncio.get_running_loop().run_in_executor(self.home.threads, work)
 
     async def begin(self) -> None:
-        """Begins it."""
+        """Begins it, unless that is done."""
+        if self._begun:
+            take_over(self._connection)
+            return
         await self._in_thread(lambda: begin_sync(self._connection, self.mark, self.home.idle))
 
     async def ready(self) -> None:
@@ -359,7 +372,8 @@ class BlockingTransaction(Transaction):
         await self._in_thread(lambda: run_sync(self._connection, COMMIT))
 
     async def _commit_all(self, requests: list[Request]) -> list[list[Row]]:
-        return await self._in_thread(lambda: commit_sync(self._connection, requests))
+        ahead = self.home.promise(self._connection)
+        return await self._in_thread(lambda: commit_sync(self._connection, requests, ahead))
 
     async def undo(self) -> None:
         """Rolls back, unless the function still runs."""

@@ -13,8 +13,9 @@ from gen_durable._runtime.held import Held
 from gen_durable._runtime.session import SessionTransaction, ThreadSessionTransaction, verify
 from gen_durable._runtime.threads import DaemonThreads
 from gen_durable._runtime.transaction import BlockingTransaction, LoopTransaction, Transaction
+from gen_durable._runtime.turns import Turn, Turns, close_one
 from gen_durable._store.operation import Catalog
-from gen_durable._store.transaction import is_idle, open_step, open_step_sync
+from gen_durable._store.transaction import is_usable, open_step, open_step_sync
 from gen_durable.config import Settings, check_sessionmaker
 from gen_durable.machine import StepSpec
 
@@ -41,10 +42,10 @@ class Transactions:
         self._url = url
         self._maker = settings.sessionmaker
         self._maker_of = check_sessionmaker(settings.sessionmaker)
-        self._turns = {kind: asyncio.Semaphore(settings.transaction_pool_size) for kind in (True, False)}
-        self._kept: dict[bool, list[Any]] = {True: [], False: []}
+        self._turns = {
+            kind: Turns(settings.transaction_pool_size, self._spawn, self._undo_ahead) for kind in (True, False)
+        }
         self._undoing: set[asyncio.Task[None]] = set()
-        self._closed = False
 
     async def start(self, worker: int) -> None:
         """Sees that the sessions lead to the engine's database, where there are steps that need them.
@@ -58,46 +59,47 @@ class Transactions:
     async def begin(self, held: Held, step: StepSpec) -> Transaction:
         """A transaction for one run, begun; the database's trouble is not the fault of the step, which waits."""
         held.queue.wake_one()  # for the rows behind it
-        await self._turns[step.is_async].acquire()
+        turn, turns = Turn(held.id), self._turns[step.is_async]
+        given = await turns.take(turn)
         pause = FIRST_PAUSE
         while True:
             transaction: Transaction | None = None
             try:
-                transaction = await self._one(held, step)
+                transaction = await self._one(turn, step, given)
                 await transaction.begin()
                 return transaction
             except (psycopg.OperationalError, psycopg.InterfaceError, OSError, TimeoutError) as error:
+                given = None
                 if transaction is not None:
                     await transaction.discard()
-                    await self._turns[step.is_async].acquire()
+                    given = await turns.take(turn)
                 log.warning("a connection for step %r: %s; trying again", held.step, str(error).strip())
             except BaseException:
                 if transaction is not None:
                     self.abandon(transaction)
                 else:
-                    self._turns[step.is_async].release()
+                    turns.give(None)
                 raise
             try:
                 await asyncio.sleep(pause * (0.5 + random.random()))
             except BaseException:
-                self._turns[step.is_async].release()
+                turns.give(given)
                 raise
             pause = min(pause * 2, LONGEST_PAUSE)
 
-    async def _one(self, held: Held, step: StepSpec) -> Transaction:
+    async def _one(self, turn: Turn, step: StepSpec, given: Any) -> Transaction:
         if self._maker_of == ("async" if step.is_async else "sync"):
             kind = SessionTransaction if step.is_async else ThreadSessionTransaction
-            return kind(self, held.id, self._maker)
-        connection = await self._connection(step.is_async)
-        return (LoopTransaction if step.is_async else BlockingTransaction)(self, held.id, connection)
+            return kind(self, turn.mark, self._maker)
+        connection = await self._connection(step.is_async, given)
+        return _kind(connection)(self, turn.mark, connection, begun=connection.begun and connection.turn is turn)
 
-    async def _connection(self, is_async: bool) -> Any:
-        kept = self._kept[is_async]
-        while kept:
-            connection = kept.pop()
-            if is_idle(connection):
-                return connection
-            await self._close_one(connection)
+    async def _connection(self, is_async: bool, given: Any) -> Any:
+        while given is not None:
+            if is_usable(given):
+                return given
+            await close_one(given)
+            given = self._turns[is_async].another()
         name = f"gen_durable {self._settings.name} step"
         async with asyncio.timeout(self.deadline + 10.0):
             if is_async:
@@ -105,30 +107,27 @@ class Transactions:
             open_one = lambda: open_step_sync(self._url, name, self.sql, self.idle)  # noqa: E731
             return await asyncio.get_running_loop().run_in_executor(self.threads, open_one)
 
-    @staticmethod
-    async def _close_one(connection: Any) -> None:
-        closing = connection.discard()
-        if closing is not None:
-            await closing
-
     # What transactions report ---------------------------------------------------------------------
+
+    def promise(self, connection: Any) -> int | None:
+        """The mark of a step that waits, for a connection to begin its transaction behind the one that it commits."""
+        return self._turns[_is_async(connection)].promise(connection)
 
     def give_back(self, connection: Any) -> None:
         """Its transaction is over."""
-        is_async = isinstance(connection, psycopg.AsyncConnection)
-        if self._closed:
-            self._spawn(self._close_one(connection))
-        else:
-            self._kept[is_async].append(connection)
-        self._turns[is_async].release()
+        self._turns[_is_async(connection)].give(connection)
 
     def discarded(self, connection: Any) -> None:
         """It is closed."""
-        self._turns[isinstance(connection, psycopg.AsyncConnection)].release()
+        self._turns[_is_async(connection)].lose(connection)
 
     def ended(self, is_async: bool) -> None:
         """A session is closed."""
-        self._turns[is_async].release()
+        self._turns[is_async].give(None)
+
+    async def _undo_ahead(self, connection: Any) -> None:
+        """Ends a transaction that was begun for a step which has given up."""
+        await _kind(connection)(self, 0, connection).undo()
 
     async def undo(self, transaction: Transaction) -> None:
         """Rolls a transaction back."""
@@ -155,10 +154,16 @@ class Transactions:
 
     async def close(self) -> None:
         """Closes what is not in use; what is, is closed at its end."""
-        self._closed = True
-        for kept in self._kept.values():
-            while kept:
-                await self._close_one(kept.pop())
+        for turns in self._turns.values():
+            await turns.close()
         if self._undoing:
             await asyncio.wait(set(self._undoing), timeout=1.0)
         self.threads.shutdown()
+
+
+def _is_async(connection: Any) -> bool:
+    return isinstance(connection, psycopg.AsyncConnection)
+
+
+def _kind(connection: Any) -> type[LoopTransaction] | type[BlockingTransaction]:
+    return LoopTransaction if _is_async(connection) else BlockingTransaction

@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import re
 import select
-from collections.abc import Callable
+from collections.abc import Generator
 from contextvars import ContextVar
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 import psycopg
 from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor
+from psycopg.adapt import PyFormat, Transformer
 from psycopg.errors import error_from_result
-from psycopg.pq import Escaping, ExecStatus, TransactionStatus
+from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
 from psycopg.rows import tuple_row
-from psycopg.sql import Literal
+from psycopg.waiting import Wait
 
 from gen_durable._store.connection import _arguments, has_rows
 from gen_durable._store.operation import Catalog, Request, Row
@@ -32,7 +33,7 @@ __all__ = [
     "begin_sync",
     "commit",
     "commit_sync",
-    "is_idle",
+    "is_usable",
     "milliseconds",
     "open_step",
     "open_step_sync",
@@ -108,6 +109,8 @@ class StepConnection(AsyncConnection[Any]):
     own_session = True  # of the server's, not of a pooler's
     owner: int | None = None  # the mark of the step that has it
     prepared: set[str]  # statements of ours that its session has
+    begun = False  # the transaction of the next step is begun already
+    turn: object = None  # that next step
 
     async def wait(self, gen: Any, *args: Any, **options: Any) -> Any:
         """Every exchange with the server goes through here."""
@@ -149,6 +152,8 @@ class StepConnectionSync(Connection[Any]):
     own_session = True
     owner: int | None = None
     prepared: set[str]
+    begun = False
+    turn: object = None
 
     def wait(self, gen: Any, *args: Any, **options: Any) -> Any:
         """Every exchange with the server goes through here."""
@@ -234,9 +239,10 @@ def open_step_sync(url: str, application_name: str, sql: Catalog, idle: float) -
     return connection
 
 
-def is_idle(connection: StepConnection | StepConnectionSync) -> bool:
-    """Whether it is in no transaction, and nothing has come on it: what has is the word of its end."""
-    if connection.closed or connection.info.transaction_status is not TransactionStatus.IDLE:
+def is_usable(connection: StepConnection | StepConnectionSync) -> bool:
+    """Whether it is where it was left, and nothing has come on it: what has is the word of its end."""
+    wanted = TransactionStatus.INTRANS if connection.begun else TransactionStatus.IDLE
+    if connection.closed or connection.info.transaction_status is not wanted:
         return False
     quiet = select.poll()
     quiet.register(connection.pgconn.socket, select.POLLIN)
@@ -248,22 +254,36 @@ def is_idle(connection: StepConnection | StepConnectionSync) -> bool:
 COMMIT, ROLLBACK = b"COMMIT", b"ROLLBACK"
 
 
+def _marking(mark: int) -> bytes:
+    return b"SET LOCAL gen_durable.step = '%d'" % mark
+
+
 def _opening(connection: StepConnection | StepConnectionSync, mark: int, idle: float) -> bytes:
     """The transaction's first words, in one message; behind a pooler nothing can be set for longer than it."""
-    bound = "" if connection.own_session else f"SET LOCAL idle_in_transaction_session_timeout = {milliseconds(idle)};"
-    return f"BEGIN; {bound} SET LOCAL gen_durable.step = '{mark:d}'".encode()
+    words = [b"BEGIN", _marking(mark)]
+    if not connection.own_session:
+        words.insert(1, f"SET LOCAL idle_in_transaction_session_timeout = {milliseconds(idle)}".encode())
+    if connection.begun:  # for another, which has given up
+        words.insert(0, ROLLBACK)
+    take_over(connection)
+    return b";".join(words)
+
+
+def take_over(connection: StepConnection | StepConnectionSync) -> None:
+    """Makes it the connection of the step that comes next: what was begun is that one's, or undone first."""
+    connection.ready()
+    connection.begun, connection.turn = False, None
 
 
 async def begin(connection: StepConnection, mark: int, idle: float) -> None:
     """Begins the transaction of the instance ``mark``."""
-    connection.ready()
-    await _exchange(connection, _opening(connection, mark, idle))
+    await _exchange(connection, _asking(connection, _opening(connection, mark, idle)))
 
 
 def begin_sync(connection: StepConnectionSync, mark: int, idle: float) -> None:
     """The blocking twin."""
-    connection.ready()
-    Cursor(connection).execute(_opening(connection, mark, idle), prepare=False)
+    with connection.lock:
+        connection.wait(_asking(connection, _opening(connection, mark, idle)))
 
 
 def steady(sql: Catalog) -> Request:
@@ -271,8 +291,10 @@ def steady(sql: Catalog) -> Request:
     return sql["transacting/steady"].bind()
 
 
-# Our statements and the COMMIT go in one message of the simple protocol, whose statements are skipped after one that
-# fails. A pipeline would be the same, and costs the client more than a trip for each of a handful of statements does.
+# Our statements and the COMMIT go at once, as a pipeline: what follows one that fails is skipped by the server. The
+# pipeline is libpq's own. psycopg's would cost the client more than a trip for each of a handful of statements does.
+
+Exchange: TypeAlias = Generator[Wait, object, list[Any]]  # yields what to wait for
 
 
 def _unprepared(connection: StepConnection | StepConnectionSync, requests: list[Request]) -> bytes:
@@ -285,58 +307,102 @@ def _unprepared(connection: StepConnection | StepConnectionSync, requests: list[
     return b";".join(texts)
 
 
-def _literal(value: Any, escape: Callable[[bytes], Any]) -> bytes:
+def _text(value: Any) -> Any:
+    """A parameter in Postgres's text form."""
     if isinstance(value, str):
-        return bytes(escape(value.encode()))
+        return value.encode()
     if value is None:
-        return b"NULL"
+        return None
     if type(value) in (int, float):
         return repr(value).encode()
-    return b"'{}'" if value == [] else Literal(value).as_bytes(None)
+    return b"{}" if value == [] else Transformer().get_dumper(value, PyFormat.TEXT).dump(value)
 
 
-def _script(connection: StepConnection | StepConnectionSync, requests: list[Request]) -> bytes:
-    """Executes prepared statements and commits."""
-    escape = Escaping(connection.pgconn).escape_literal
-    words = []
-    for request in requests:
-        values = b", ".join([_literal(value, escape) for value in request.parameters])
-        words.append(b'EXECUTE "%b"%b' % (request.statement.name.encode(), b"(%b)" % values if values else b""))
-    return b";".join([*words, COMMIT])
-
-
-async def _exchange(connection: StepConnection, text: bytes) -> list[Any]:
-    """Sends one message and takes what comes back: the way of the hot path, at a third of the cost of a cursor.
-
-    Raises:
-        psycopg.Error: of the statement that failed; or the connection broke.
-    """
+def _asking(connection: StepConnection | StepConnectionSync, text: bytes) -> Exchange:
+    """Sends words, and takes the answers."""
     pgconn = connection.pgconn
+    pgconn.send_query(text)
     results: list[Any] = []
-    async with connection.lock:
-        pgconn.send_query(text)
-        try:
-            while pgconn.flush():
-                await _ready(pgconn.socket, write=True)
-                pgconn.consume_input()
-            while True:
-                while pgconn.is_busy():
-                    await _ready(pgconn.socket)
-                    pgconn.consume_input()
-                if (result := pgconn.get_result()) is None:
-                    break
-                results.append(result)
-        except psycopg.OperationalError:
-            _raise_first(results)  # the server's last word says more than that it hung up
-            raise
+    yield from _sent(pgconn)
+    while (result := (yield from _received(pgconn, results))) is not None:
+        results.append(result)
     _raise_first(results)
     return results
+
+
+def _committing(
+    connection: StepConnection | StepConnectionSync, requests: list[Request], ahead: int | None
+) -> Exchange:
+    """Sends prepared statements and the COMMIT, and takes the answers to the statements.
+
+    Behind them it begins the transaction of the instance ``ahead``: nothing in that takes a snapshot or a lock.
+    """
+    pgconn = connection.pgconn
+    pgconn.enter_pipeline_mode()
+    for request in requests:
+        pgconn.send_query_prepared(request.statement.name.encode(), [_text(value) for value in request.parameters])
+    pgconn.send_query_params(COMMIT, None)
+    if ahead is not None:
+        pgconn.send_query_params(b"BEGIN", None)
+        pgconn.send_query_params(_marking(ahead), None)
+    pgconn.pipeline_sync()
+    results: list[Any] = []
+    yield from _sent(pgconn)
+    while True:
+        result = yield from _received(pgconn, results)
+        if result is None:  # behind the answer to each
+            continue
+        if result.status == ExecStatus.PIPELINE_SYNC:
+            break
+        results.append(result)
+    pgconn.exit_pipeline_mode()
+    _raise_first(results[: len(requests) + 1])
+    connection.begun = ahead is not None  # should it have failed, its state is another than that, and it is not used
+    return results[: len(requests)]
+
+
+def _sent(pgconn: Any) -> Generator[Wait, object, None]:
+    while pgconn.flush():
+        yield Wait.RW
+        pgconn.consume_input()
+
+
+def _received(pgconn: Any, before: list[Any]) -> Generator[Wait, object, Any]:
+    """The next answer.
+
+    Raises:
+        psycopg.Error: the connection broke; what the server said last, if it did, says more than that.
+    """
+    try:
+        while pgconn.is_busy():
+            yield Wait.R
+            pgconn.consume_input()
+    except psycopg.OperationalError:
+        _raise_first(before)
+        raise
+    result = pgconn.get_result()
+    if result is None and pgconn.status == ConnStatus.BAD:
+        _raise_first(before)
+        raise psycopg.OperationalError("the connection is lost")
+    return result
 
 
 def _raise_first(results: list[Any]) -> None:
     for result in results:
         if result.status not in (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK):
             raise error_from_result(result)
+
+
+async def _exchange(connection: StepConnection, exchange: Exchange) -> list[Any]:
+    """Drives an exchange: the way of the hot path, at a third of the cost of a cursor."""
+    async with connection.lock:
+        try:
+            wait = next(exchange)
+            while True:
+                await _ready(connection.pgconn.socket, write=wait == Wait.RW)
+                wait = exchange.send(None)
+        except StopIteration as stop:
+            return stop.value  # type: ignore[no-any-return]  # a generator's return value is untyped here
 
 
 async def _ready(socket: int, *, write: bool = False) -> None:
@@ -366,8 +432,11 @@ def _numbers(result: Any) -> list[Row]:
     return [tuple(None if value is None else int(value) for value in row) for row in rows]
 
 
-async def commit(connection: StepConnection, requests: list[Request]) -> list[list[Row]]:
-    """Runs statements of ours and commits, in one round trip where the session is the client's own."""
+async def commit(connection: StepConnection, requests: list[Request], ahead: int | None = None) -> list[list[Row]]:
+    """Runs statements of ours and commits, in one round trip where the session is the client's own.
+
+    In the same it begins the transaction of the instance ``ahead``, and notes that (``begun``).
+    """
     if not connection.own_session:
         answers = [await run(connection, request) for request in requests]
         await run(connection, COMMIT)
@@ -375,11 +444,11 @@ async def commit(connection: StepConnection, requests: list[Request]) -> list[li
     if missing := _unprepared(connection, requests):
         await run(connection, missing)
         connection.prepared.update(request.statement.name for request in requests)
-    results = await _exchange(connection, _script(connection, requests))
-    return [_numbers(result) for result in results[: len(requests)]]
+    results = await _exchange(connection, _committing(connection, requests, ahead))
+    return [_numbers(result) for result in results]
 
 
-def commit_sync(connection: StepConnectionSync, requests: list[Request]) -> list[list[Row]]:
+def commit_sync(connection: StepConnectionSync, requests: list[Request], ahead: int | None = None) -> list[list[Row]]:
     """The blocking twin."""
     if not connection.own_session:
         answers = [run_sync(connection, request) for request in requests]
@@ -388,13 +457,9 @@ def commit_sync(connection: StepConnectionSync, requests: list[Request]) -> list
     if missing := _unprepared(connection, requests):
         run_sync(connection, missing)
         connection.prepared.update(request.statement.name for request in requests)
-    cursor = Cursor(connection, row_factory=tuple_row)
-    cursor.execute(_script(connection, requests), prepare=False)
-    answers = []
-    for _ in requests:
-        answers.append(cursor.fetchall() if has_rows(cursor) else [])
-        cursor.nextset()
-    return answers
+    with connection.lock:
+        results = connection.wait(_committing(connection, requests, ahead))
+    return [_numbers(result) for result in results]
 
 
 async def run(connection: StepConnection, request: Request | bytes) -> list[Row]:
