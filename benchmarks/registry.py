@@ -12,13 +12,14 @@ OWN = "gen_durable"
 FLOOR = "floor"
 FLOOR_PGBENCH = "floor_pgbench"
 NOT_PEERS = (OWN, FLOOR, FLOOR_PGBENCH)
-ALL = frozenset("ABCDEFGHIJKLMN") | {"B.step", "D.result"}
+ALL = frozenset("ABCDEFGHIJKLMN") | {"B.step", "D.result", "E.idle", "F.large"}
 COMMON = frozenset("ABCD")
-"""What every engine has; E and F need signals, and children with a join; G, H and N limits; I levels of history; J
+"""What every engine has; E needs signals, F children with a join; G, H and N limits; I levels of history; J
 transactional steps; K to M all of that.
 
 ``B.step`` is for an engine that has more than one way to go from a step to the next, and so runs ahead in ``B``;
-``D.result`` for one whose caller can wait for a result."""
+``D.result`` for one whose caller can wait for a result; ``E.idle``, rows filled in by SQL, and ``F.large`` for this
+engine alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
