@@ -9,9 +9,9 @@
 * ``call``: a job that waits for ``CALL_SECONDS``, as for somebody's answer;
 * ``answer``: a job whose result is its number;
 * ``sitter``: a job that counts itself and then waits until its worker ends;
-* ``waiter``: an instance that waits for a signal and then stamps the board, under its number;
+* ``waiter``: a job that waits for a signal and then stamps the board, under its number;
 * ``parked``: the same, told apart by nothing, and counted when it has begun;
-* ``parent``: an instance that spawns as many ``noop`` jobs as its number says, and ends when all of them have.
+* ``parent``: a job that spawns as many ``noop`` jobs as its number says, and ends when all of them have.
 * ``keyed``, ``wide``, ``metered``: ``noop`` under one of 100 concurrency keys that let one run at a time; under one of
   100 that let 50; under a rate that is never reached;
 * ``paid``, ``paid_alone``: a job that updates one row of 10,000, in the transaction of its outcome; on a connection of
@@ -19,7 +19,7 @@
 * ``crowd``: a job that holds its concurrency key, the same for all of them, until its worker ends.
 
 ``noop``, ``chain`` and ``mark`` are every engine's; the others are for those that have such things: ``answer`` see
-``Asking``, the rest see ``Waiting``.
+``Asking``, ``waiter`` ``Signals``, ``parent`` ``Families``.
 """
 
 from __future__ import annotations
@@ -50,17 +50,21 @@ class Asking(Client, Protocol):
         """Insert an ``answer`` of that number, wait for its end, and return its result."""
 
 
-class Waiting(Client, Protocol):
-    """What the workloads E, F and N ask for besides."""
+class Signals(Client, Protocol):
+    """What the workload ``E`` asks for besides."""
 
     async def signal(self, number: int) -> None:
         """Send the waiter of that number the signal that it waits for, durable on return."""
 
     async def parked(self) -> int:
-        """How many instances wait for a signal."""
+        """How many waiters wait for their signal."""
+
+
+class Families(Client, Protocol):
+    """What the workload ``F`` asks for besides, of the client in the worker's process."""
 
     async def left(self) -> int:
-        """How many instances have not ended."""
+        """How many jobs have not ended."""
 
     async def family(self, count: int) -> None:
         """Insert a parent of ``count`` children and wait for its end."""

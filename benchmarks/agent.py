@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from benchmarks.adapter import Adapter, Asking, Client, Waiting
+from benchmarks.adapter import Adapter, Asking, Client, Families, Signals
 from benchmarks.board import Board
 
 CHUNK = 1000
@@ -98,24 +98,23 @@ async def burst(adapter: Adapter, board: Board, args: dict[str, Any]) -> dict[st
 async def wakeups(adapter: Adapter, board: Board, args: dict[str, Any]) -> dict[str, Any]:
     """Time from the call of signal to the start of the body that it wakes; ``local``: in this very process."""
     async with adapter.worker() if args["local"] else adapter.client() as client:
-        waiting = cast("Waiting", client)
+        signals = cast("Signals", client)
         total = WARM + args["count"]
-        await waiting.many("waiter", total)
-        while await waiting.parked() < total:
-            await asyncio.sleep(0.05)
-        return {"ms": await _latencies(waiting.signal, board, args["count"])}
+        await signals.many("waiter", total)
+        await _until_parked(signals, total)
+        return {"ms": await _latencies(signals.signal, board, args["count"])}
 
 
 async def family(adapter: Adapter, board: Board, args: dict[str, Any]) -> dict[str, Any]:
     """Time the same jobs inserted and run, and spawned, run and joined: plain, children, children, plain."""
     async with adapter.worker() as client:
-        waiting = cast("Waiting", client)
+        families = cast("Families", client)
         spent = {"plain": 0.0, "children": 0.0}
-        await _plain(waiting, 500)
-        await waiting.family(500)
+        await _plain(families, min(500, args["count"]))
+        await families.family(min(500, args["count"]))
         for which in ("plain", "children", "children", "plain"):
             start = time.monotonic()
-            await (_plain if which == "plain" else _family)(waiting, args["count"])
+            await (_plain if which == "plain" else _family)(families, args["count"])
             spent[which] += (time.monotonic() - start) / 2
         return spent
 
@@ -124,18 +123,28 @@ async def large_family(adapter: Adapter, board: Board, args: dict[str, Any]) -> 
     """Time one parent from its insertion to its end."""
     async with adapter.worker() as client:
         start = time.monotonic()
-        await cast("Waiting", client).family(args["count"])
+        await cast("Families", client).family(args["count"])
         return {"seconds": time.monotonic() - start}
 
 
-async def _plain(client: Waiting, count: int) -> None:
+async def _plain(client: Families, count: int) -> None:
+    start = time.monotonic()
     await client.many("noop", count)
     while await client.left():
-        await asyncio.sleep(0.002)
+        # A hundredth of the time so far: a slow engine is not to be slowed down by being asked.
+        await asyncio.sleep(max(0.002, (time.monotonic() - start) / 100))
 
 
-async def _family(client: Waiting, count: int) -> None:
+async def _family(client: Families, count: int) -> None:
     await client.family(count)
+
+
+async def _until_parked(client: Signals, total: int, limit: float = 60.0) -> None:
+    end = time.monotonic() + limit
+    while (parked := await client.parked()) < total:
+        if time.monotonic() > end:
+            raise TimeoutError(f"{total} waiters inserted, {parked} wait for a signal after {limit:g} s")
+        await asyncio.sleep(0.05)
 
 
 async def _bulk(client: Client, kind: str, count: int) -> None:

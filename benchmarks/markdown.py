@@ -13,25 +13,29 @@ from benchmarks.saved import Saved
 WIDTH = 140
 """Characters of a row, about; a table that would be wider is cut into several."""
 COSTS = ("wal_bytes", "commits", "client_ms", "server_ms")
+PLAIN = ("plain", "share")
 ORDER = [entry.name for entry in ENTRIES]
 
 
 def tables(run: Saved) -> str:
-    """Side by side where several engines were measured, then the costs, then what is gen_durable's alone."""
+    """Side by side where several engines were measured, then what goes with it, then what is gen_durable's alone."""
     shared = [line for line in run.lines if len(line.engines) > 1]
     alone = [line for line in run.lines if len(line.engines) == 1]
     parts = [f"{run.where()}:\n`{run.command}`.\nMedians; in brackets how many times better {OWN} is."]
     parts += ["\n".join(_side_by_side(part)) for part in _cut(shared)]
-    parts += ["\n".join(_costs(line)) for line in shared if _has_costs(line)]
+    parts += ["\n".join(_more(line)) for line in shared if _named(line)]
     if alone:
         parts.append("\n".join(_alone(alone)))
     return "\n\n".join(parts) + "\n"
 
 
-def _has_costs(line: Line) -> bool:
-    """Costs are a job's or a step's: those of one worker process stand for all."""
+def _named(line: Line) -> tuple[str, ...]:
+    """What has columns of its own: costs, those of one worker process standing for all, or the rate of plain jobs."""
     by_one = not line.measure.key.rsplit(".", 1)[-1].isdigit()
-    return by_one and any("server_ms" in row for row in line.engines.values())
+    rows = line.engines.values()
+    if any("server_ms" in row for row in rows):
+        return COSTS if by_one else ()
+    return PLAIN if any("plain" in row for row in rows) else ()
 
 
 def _cut(lines: list[Line]) -> Iterator[list[Line]]:
@@ -63,18 +67,22 @@ def _side_by_side(lines: list[Line]) -> Iterator[str]:
 
 
 def _heading(line: Line) -> str:
-    return f"{line.measure.key}, {line.measure.unit}"
+    p99 = " / p99" if any("p99" in row for row in line.engines.values()) else ""
+    return f"{line.measure.key}, {line.measure.unit}{p99}"
 
 
 def _cell(line: Line, engine: str) -> str:
+    row = line.engines[engine]
+    p99 = f" / {shown(row['p99'])}" if "p99" in row else ""
     ratio = f" ({times(line.ratios[engine])})" if engine in line.ratios else ""
-    return shown(line.engines[engine]["median"]) + ratio
+    return shown(row["median"]) + p99 + ratio
 
 
-def _costs(line: Line) -> Iterator[str]:
-    names = [(name, heading) for name, heading in EXTRAS if name in COSTS]
+def _more(line: Line) -> Iterator[str]:
+    named = _named(line)
+    names = [(name, heading) for name, heading in EXTRAS if name in named]
     unit = line.measure.unit.split("/")[0].removesuffix("s")
-    yield f"{line.measure.key}, for each {unit}:"
+    yield f"{line.measure.key}, {f'for each {unit}' if named == COSTS else 'beside plain jobs'}:"
     yield ""
     head = ["Engine", *(heading for _, heading in names), line.measure.unit, "least to most", "n"]
     rows = []

@@ -12,13 +12,14 @@ OWN = "gen_durable"
 FLOOR = "floor"
 FLOOR_PGBENCH = "floor_pgbench"
 NOT_PEERS = (OWN, FLOOR, FLOOR_PGBENCH)
-ALL = frozenset("ABCDEFGHIJKLMN") | {"B.step", "D.result"}
+ALL = frozenset("ABCDEFGHIJKLMN") | {"B.step", "D.result", "E.idle", "F.large"}
 COMMON = frozenset("ABCD")
-"""What every engine has; E and F need signals, and children with a join; G, H and N limits; I levels of history; J
+"""What every engine has; E needs signals, F children with a join; G, H and N limits; I levels of history; J
 transactional steps; K to M all of that.
 
 ``B.step`` is for an engine that has more than one way to go from a step to the next, and so runs ahead in ``B``;
-``D.result`` for one whose caller can wait for a result."""
+``D.result`` for one whose caller can wait for a result; ``E.idle``, rows filled in by SQL, and ``F.large`` for this
+engine alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,12 +146,13 @@ ENTRIES = (
         requirements=("dbos==3.4.0",),
         done="SELECT count(*) FROM dbos.workflow_status WHERE status = 'SUCCESS'",
         left="SELECT count(*) FROM dbos.workflow_status WHERE status <> 'SUCCESS'",
-        workloads=COMMON | {"D.result"},
-        share={"A": 0.1, "B": 0.1, "C": 0.1},
+        workloads=COMMON | {"D.result", "E", "F"},
+        share={"A": 0.1, "B": 0.1, "C": 0.1, "F": 0.1},
         options={
             "*": {"threads": 10},
             "B": {"concurrency": 100},
             "D": {"poll": 0.005},
+            "E": {"poll": 1.0},  # of the queue, which has nothing to do with messages
         },
     ),
     Entry(
@@ -163,7 +165,8 @@ ENTRIES = (
         left="SELECT (SELECT coalesce(sum(last_value), 0) FROM pg_sequences WHERE schemaname = 'awa' "
         f"AND sequencename LIKE 'queue_enqueue_seq_%') - ({AWA_DONE})",
         row_per_step=True,
-        share={"B": 0.05},
+        workloads=COMMON | {"E"},
+        share={"B": 0.05, "E": 0.5},
         options={
             "*": {"workers": 512, "batch": 512},
             "D": {"poll_ms": 20},
@@ -199,8 +202,14 @@ ENTRIES = (
         requirements=("absurd-sdk==0.5.1", "absurdctl==0.5.1", "psycopg[binary]", "uvloop"),
         done="SELECT count(*) FROM absurd.t_default WHERE state = 'completed'",
         left="SELECT count(*) FROM absurd.t_default WHERE state <> 'completed'",
-        share={"A": 0.1, "B": 0.1, "C": 0.25},
-        options={"*": {"concurrency": 200}, "D": {"poll": 0.01}},
+        workloads=COMMON | {"E", "F"},
+        share={"A": 0.1, "B": 0.1, "C": 0.25, "F": 0.2},
+        options={
+            "*": {"concurrency": 200},
+            "D": {"poll": 0.01},
+            "E": {"poll": 0.005},
+            "F": {"poll": 0.005, "kids": True},
+        },
     ),
 )
 

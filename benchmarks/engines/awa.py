@@ -13,6 +13,12 @@ from benchmarks.adapter import FILLER, STEPS
 from benchmarks.board import Board
 
 QUEUE = "default"
+LONG = 86400.0
+"""Seconds after which a callback is given up; an hour by default."""
+WAITING = (
+    "SELECT (args->>'number')::int AS number, callback_id::text AS callback "
+    "FROM awa.jobs WHERE state = 'waiting_external'"
+)
 
 
 @dataclass
@@ -31,12 +37,19 @@ class Chain:
     note: str
 
 
-def _job(kind: str, number: int) -> Noop | Mark | Chain:
+@dataclass
+class Waiter:
+    number: int
+
+
+def _job(kind: str, number: int) -> Noop | Mark | Waiter | Chain:
     match kind:
         case "noop":
             return Noop(number)
         case "mark":
             return Mark(number)
+        case "waiter":
+            return Waiter(number)
         case _:
             return Chain(1, FILLER)
 
@@ -44,12 +57,22 @@ def _job(kind: str, number: int) -> Noop | Mark | Chain:
 class Inserter:
     def __init__(self, client: awa.AsyncClient) -> None:
         self._client = client
+        self._callbacks: dict[int, str] = {}
 
     async def one(self, kind: str, number: int) -> None:
         await self._client.insert(_job(kind, number), queue=QUEUE)
 
     async def many(self, kind: str, count: int) -> None:
         await self._client.enqueue_many_copy([_job(kind, number) for number in range(count)], queue=QUEUE)
+
+    async def signal(self, number: int) -> None:
+        await self._client.resume_external(self._callbacks[number], {"number": number})
+
+    async def parked(self) -> int:
+        async with await self._client.transaction() as transaction:
+            rows = await transaction.fetch_all(WAITING)
+        self._callbacks = {row["number"]: row["callback"] for row in rows}
+        return len(rows)
 
 
 class Adapter:
@@ -91,6 +114,11 @@ class Adapter:
 
         @client.task(Mark, queue=QUEUE)
         async def mark(job: awa.Job[Mark]) -> None:
+            board.mark(job.args.number)
+
+        @client.task(Waiter, queue=QUEUE)
+        async def waiter(job: awa.Job[Waiter]) -> None:
+            await job.wait_for_callback(await job.register_callback(timeout_seconds=LONG))
             board.mark(job.args.number)
 
         @client.task(Chain, queue=QUEUE)

@@ -76,6 +76,7 @@ def _all(procs: Sequence[int], sizes: Sizes) -> list[Task]:
         Task(
             Measure("F.large", f"{sizes.large:,} children of one parent", "s", lower_is_better=True),
             partial(large_family, count=sizes.large),
+            needs="F.large",
         ),
         *_limited("G", "keyed", "jobs over 100 keys of one at a time", sizes, procs),
         *_limited("H", "wide", "jobs over 100 keys of 50 at a time, which never bind", sizes, procs),
@@ -207,4 +208,4 @@ def _wakeup(key: str, where: str, count: int, *, local: bool) -> Task:
 
 def _idle(key: str, parked: int, seconds: float) -> Task:
     measure = Measure(key, f"an idle worker beside {parked:,} parked instances", "commits/s", lower_is_better=True)
-    return Task(measure, partial(idle, parked=parked, seconds=seconds))
+    return Task(measure, partial(idle, parked=parked, seconds=seconds), needs="E.idle")

@@ -8,6 +8,7 @@ from benchmarks.workloads.bench import Bench
 
 def family(bench: Bench, *, count: int) -> Sample:
     """Children of one parent beside as many plain jobs, inserted and run."""
+    count = bench.scaled("F", count)
     with bench.fresh("F") as agents:
         agents.call("prepare", kind="noop", count=0)
         bench.board.open_gate()

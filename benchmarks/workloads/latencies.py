@@ -23,6 +23,7 @@ def latency(bench: Bench, *, count: int, local: bool) -> Sample:
 
 def wakeups(bench: Bench, *, count: int, local: bool) -> Sample:
     """From the call of signal to the start of the body that it wakes."""
+    count = bench.scaled("E", count)
     with bench.fresh("E") as agents:
         agents.call("prepare", kind="noop", count=0)
         with agents.workers(0 if local else 1):

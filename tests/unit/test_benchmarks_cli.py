@@ -18,6 +18,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from benchmarks import cli, envs, registry, report, run  # noqa: E402
+from benchmarks.adapter import Asking, Families, Signals  # noqa: E402
 from benchmarks.agents import AgentFailed  # noqa: E402
 from benchmarks.board import MARKS, Board  # noqa: E402
 from benchmarks.samples import Measure, Results, Sample, percentile  # noqa: E402
@@ -135,7 +136,24 @@ def test_a_quick_run_without_only_leaves_out_what_cant_be_small_and_most_of_the_
     assert all(task.fits(own) for task in brief)
     assert {task.key for task in brief if task.fits(peer)} == BRIEF_OF_PEERS
     assert {task.key for task in asked_for("--quick", "--only", "C,K") if task.fits(peer)} == {"C", "C.bulk"}
+    assert {task.key for task in brief if task.fits(registry.find("dbos"))} == BRIEF_OF_PEERS
     assert {task.key for task in asked_for("--quick", "--only", "K")} == set(keys("K", [1]))
+
+
+@pytest.mark.parametrize(
+    ("engine", "expected"),
+    [
+        ("gen_durable", {"E", "E.other", "E.idle", "E.parked", "F", "F.large"}),
+        ("dbos", {"E", "E.other", "F"}),
+        ("absurd", {"E", "E.other", "F"}),
+        ("awa", {"E", "E.other"}),
+        ("oban", set()),
+        ("floor", set()),
+    ],
+)
+def test_signals_and_families_are_measured_where_an_engine_has_them(engine: str, expected: set[str]) -> None:
+    entry = registry.find(engine)
+    assert {task.key for task in asked_for("--only", "E,F") if task.fits(entry)} == expected
 
 
 @pytest.mark.parametrize(
@@ -211,8 +229,12 @@ def test_settings_and_share_of_a_part_of_a_workload_are_its_own_before_the_workl
 def test_every_registered_engine_has_its_module() -> None:
     for entry in registry.ENTRIES:
         path = ROOT / Path(*entry.module.split(".")).with_suffix(".py")
-        assert "class Adapter" in path.read_text(), entry.name
+        text = path.read_text()
+        assert "class Adapter" in text, entry.name
         assert entry.workloads <= registry.ALL
+        for workload, protocol in {"D.result": Asking, "E": Signals, "F": Families}.items():
+            for method in set(vars(protocol)) & {"ask", "signal", "parked", "left", "family"}:
+                assert workload not in entry.workloads or f"async def {method}(" in text, (entry.name, method)
 
 
 def test_engine_that_needs_a_newer_python_is_skipped_with_the_reason(

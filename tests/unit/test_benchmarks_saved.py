@@ -75,6 +75,24 @@ def test_markdown_has_every_value_beside_its_engine(results: Results, capsys: py
     assert "| F: children | 900 children/s | once | plain 1,000; share 0.9 |" in lines
 
 
+def test_markdown_has_what_goes_with_values_of_several_engines() -> None:
+    results = Results()
+    for engine, factor in {"gen_durable": 1.0, "dbos": 4.0}.items():
+        waking = Measure("E", "signal to start", "ms", lower_is_better=True)
+        results.add(waking, engine, Sample(2.5 * factor, 200, {"p99": 5.5 * factor}))
+        rates = {"plain": 1000.0, "share": 0.8 / factor}
+        results.add(Measure("F", "children", "children/s"), engine, Sample(800.0 / factor, 500, rates))
+    saved.save("peers", results, [])
+    lines = markdown.tables(saved.load("peers")).splitlines()
+    assert "| Engine | E, ms / p99 | F, children/s |" in lines
+    assert "| **gen_durable** | 2.5 / 5.5 | 800 |" in lines
+    assert "| dbos | 10 / 22 (4.0 ×) | 200 (4.0 ×) |" in lines
+    assert lines.index("| Engine | plain | share | children/s | least to most | n |") > lines.index(
+        "F, beside plain jobs:"
+    )
+    assert "| dbos | 1,000 | 0.2 | 200 | 200 to 200 | 500 |" in lines
+
+
 def test_markdown_tables_stay_narrow() -> None:
     results = Results()
     for number in range(12):
