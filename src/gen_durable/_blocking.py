@@ -6,7 +6,7 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import Coroutine, Iterator
 from typing import Any, TypeVar
 
 import psycopg
@@ -104,15 +104,15 @@ class BlockingSession(Session):
         with self._watchdog.over(connection, self._settings.statement_timeout):
             return fetch_sync(connection, request)
 
-    @contextlib.asynccontextmanager
-    async def _pooled(self) -> AsyncIterator[Any]:
+    async def _take(self) -> Any:
         pool = self._blocking_pool
         assert pool is not None
-        connection = pool.getconn()
-        try:
-            yield connection
-        finally:
-            pool.putconn(connection)
+        connection: Any = pool.getconn()
+        connection.lent_by = pool
+        return connection
+
+    async def _give(self, connection: Any) -> None:
+        connection.lent_by.putconn(connection)
 
 
 class _PooledConnection(Connection[Row]):

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import select
 import time
-from collections.abc import AsyncIterator, Iterator
 from typing import Any, TypeAlias
 
 import psycopg
@@ -93,9 +91,16 @@ class Session:
             DatabaseUnreachable: no connection, or it broke on the way.
         """
         self.check_open()
-        with self._told(request.statement.name):
-            async with self._pooled() as connection:
+        try:
+            connection = await self._take()
+            try:
                 return await self._watched(connection, request)
+            finally:
+                await self._give(connection)
+        except Exception as error:
+            if (told := self._explained(error, request.statement.name)) is None:
+                raise
+            raise told from error
 
     async def call(self, operation: Operation[Any]) -> Any:
         """Runs an operation; each statement is a transaction of its own."""
@@ -108,9 +113,16 @@ class Session:
             as :meth:`fetch`, and what the operation itself raises; the transaction is rolled back.
         """
         self.check_open()
-        with self._told("a transaction"):
-            async with self._pooled() as connection:
+        try:
+            connection = await self._take()
+            try:
                 return await drive_together(operation, lambda request: self._watched(connection, request))
+            finally:
+                await self._give(connection)
+        except Exception as error:
+            if (told := self._explained(error, "a transaction")) is None:
+                raise
+            raise told from error
 
     async def _watched(self, connection: Any, request: Request) -> list[Row]:
         timer = asyncio.get_running_loop().call_later(self._settings.statement_timeout, cut, connection)
@@ -131,43 +143,31 @@ class Session:
                 "or `async with engine.client():`"
             )
 
-    @contextlib.contextmanager
-    def _told(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except (PoolTimeout, PoolClosed) as error:
-            raise unreachable(self.url, error) from error
-        except (psycopg.DataError, psycopg.errors.ProgramLimitExceeded, psycopg.errors.StatementTooComplex) as error:
-            raise InvalidArgument(f"Postgres refused a value of {what}: {str(error).strip()}") from error
-        except psycopg.errors.InsufficientPrivilege as error:
-            raise forbidden(self.url, error) from error
-        except psycopg.OperationalError as error:
-            if error.sqlstate and error.sqlstate[:2] != "08" and error.sqlstate[:3] != "57P":
-                raise
-            raise DatabaseUnreachable(
-                f"{unreachable(self.url, error)}. The connection broke while {what} was under way: "
-                "a write may or may not have taken effect"
-            ) from error
+    def _explained(self, error: Exception, what: str) -> Exception | None:
+        """The error that tells a caller of one of the driver's; None: that is for him to see."""
+        match error:
+            case PoolTimeout() | PoolClosed():
+                return unreachable(self.url, error)
+            case psycopg.DataError() | psycopg.errors.ProgramLimitExceeded() | psycopg.errors.StatementTooComplex():
+                return InvalidArgument(f"Postgres refused a value of {what}: {str(error).strip()}")
+            case psycopg.errors.InsufficientPrivilege():
+                return forbidden(self.url, error)
+            case psycopg.OperationalError():
+                if error.sqlstate and error.sqlstate[:2] != "08" and error.sqlstate[:3] != "57P":
+                    return None
+                return DatabaseUnreachable(
+                    f"{unreachable(self.url, error)}. The connection broke while {what} was under way: "
+                    "a write may or may not have taken effect"
+                )
+        return None
 
-    @contextlib.asynccontextmanager
-    async def _pooled(self) -> AsyncIterator[Any]:
-        pool = self._pool
-        assert pool is not None
-        connection = await self._take(pool)
-        try:
-            yield connection
-        finally:
-            rests = connection.pgconn.transaction_status == TransactionStatus.IDLE
-            young = time.monotonic() - connection.lent_at < KEPT_SECONDS
-            if rests and young and self._spare is None and not self._queued and self._pool is pool:
-                self._spare = connection
-            else:
-                await pool.putconn(connection)
-
-    async def _take(self, pool: _Pool) -> OwnConnection:
+    async def _take(self) -> Any:
+        """A connection for one call: the one that is kept, else one of the pool's."""
         spare, self._spare = self._spare, None
         if spare is not None and is_quiet(spare):
             return spare
+        pool = self._pool
+        assert pool is not None
         self._queued += 1
         try:
             if spare is not None:  # the pool finds it broken when somebody asks for it
@@ -175,8 +175,17 @@ class Session:
             connection = await pool.getconn()
         finally:
             self._queued -= 1
-        connection.lent_at = time.monotonic()
+        connection.lent_at, connection.lent_by = time.monotonic(), pool
         return connection
+
+    async def _give(self, connection: Any) -> None:
+        """Keeps it for the next call, unless the pool is to have it back."""
+        rests = connection.pgconn.transaction_status == TransactionStatus.IDLE
+        young = time.monotonic() - connection.lent_at < KEPT_SECONDS
+        if rests and young and self._spare is None and not self._queued and self._pool is connection.lent_by:
+            self._spare = connection
+        else:
+            await connection.lent_by.putconn(connection)
 
 
 class _PooledConnection(OwnConnection):

@@ -10,7 +10,7 @@ import pytest
 from sql_stage import Connection, Stage, encode, outcome
 
 from gen_durable._store.connection import set_up
-from gen_durable._store.inserting import LaneKey, NewInstance, PlainInstance, ensure_lanes, insert_all
+from gen_durable._store.inserting import Born, LaneKey, NewInstance, PlainInstance, ensure_lanes, insert_all
 from gen_durable._store.operation import drive
 
 
@@ -327,6 +327,40 @@ async def test_plain_comes_to_the_same_as_insert(
     assert {at for _, _, at in quick} <= {None, await stage.value("SELECT max(due_at) FROM {schema}.instances")}
 
 
+@pytest.mark.parametrize("worker", [None, 7, 8], ids=["no worker", "a worker", "one that is not there"])
+@pytest.mark.parametrize("queue", ["open", "paused", "capped"])
+async def test_one_comes_to_the_same_as_plain(stage: Stage, ear: Connection, queue: str, worker: int | None) -> None:
+    """R17, R19, R25: the same row, or none where it would not be a claim."""
+    lane = await stage.lane()
+    await stage.register(7)
+    if queue == "paused":
+        await stage.run("queues/pause", queue="q", paused=True)
+    elif queue == "capped":
+        await stage.ask("INSERT INTO {schema}.limits (kind, name, amount, changed_at) VALUES ('queue', 'q', 5, now())")
+    await stage.heard(ear)
+    state = {"a": [1, None, "\u00e9", 1.5e300], "b": {"c": "\\"}}
+    ((known, _, at),) = await stage.run("inserting/plain", **plain(lane, state, notify=False, worker=worker))
+    given = {"lane": lane, "step": "one", "priority": 3, "state": encode(state)}
+    if worker is None:
+        answer = await stage.run("inserting/one", **given)
+        new, born = answer[0][0], None
+    else:
+        answer = await stage.run("inserting/one_born", **given, worker=worker)
+        assert bool(answer) is (at is not None)
+        if not answer:
+            assert await stage.value("SELECT count(*) FROM {schema}.instances") == 1
+            return
+        ((new, born),) = answer
+    assert await stage.heard(ear) == []
+    query = (
+        "SELECT to_jsonb(i) - ARRAY['id', 'due_at', 'inserted_at', 'updated_at'] "
+        "|| jsonb_build_object('same', due_at = inserted_at AND inserted_at = updated_at) "
+        "FROM {schema}.instances i WHERE id = %s"
+    )
+    assert await stage.ask(query, new) == await stage.ask(query, known)
+    assert born == (None if at is None else (await stage.row(new, "due_at"))[0])
+
+
 @pytest.mark.parametrize("steady", [True, False])
 async def test_plain_answers_in_the_order_of_its_list(stage: Stage, connect: Any, steady: bool) -> None:
     """R17: the ids are those of the states at the same places, on any session."""
@@ -341,10 +375,12 @@ async def test_plain_answers_in_the_order_of_its_list(stage: Stage, connect: Any
     assert [row[0] for row in found] == [str(n) for n in range(2000)]
 
 
-async def test_plain_of_an_unknown_lane_inserts_nothing(stage: Stage) -> None:
+@pytest.mark.parametrize("notify", [True, False])
+async def test_plain_of_an_unknown_lane_inserts_nothing(stage: Stage, notify: bool) -> None:
     assert await stage.run("inserting/plain", **plain(999, {})) == []
+    rows: list[NewInstance] = [PlainInstance(999, "s", msgspec.Raw(b"{}"))]
     with pytest.raises(LookupError, match="lane"):
-        await drive(insert_all(stage.sql, [PlainInstance(999, "s", msgspec.Raw(b"{}"))]), by_hand(stage))
+        await drive(insert_all(stage.sql, rows, notify=notify), by_hand(stage))
     assert await stage.ask("SELECT FROM {schema}.instances") == []
 
 
@@ -373,6 +409,49 @@ async def test_which_statement_inserts(stage: Stage) -> None:
             columns = "state, lane, priority, parent_id, parent_spawn"
             wanted = (bytes(given.state), given.lane, given.priority, given.parent_id, given.parent_spawn)
             assert await stage.row(place.id, columns) == wanted
+
+
+class Kept:
+    """A worker's promise of a place."""
+
+    worker = 7
+
+    def __init__(self) -> None:
+        self.rows: list[Born] = []
+
+    def born(self, rows: list[Born]) -> None:
+        self.rows += rows
+
+
+@pytest.mark.parametrize("paused", [False, True])
+async def test_which_statement_inserts_one(stage: Stage, paused: bool) -> None:
+    """The shortest that will do: it tells nobody, and makes a claim or nothing."""
+    lane = await stage.lane("q")
+    await stage.register(7)
+    if paused:
+        await stage.run("queues/pause", queue="q", paused=True)
+    single, born, many = "inserting/one", "inserting/one_born", "inserting/plain"
+    child = {"parent_id": 5, "parent_spawn": 1}
+    for notify, kept, more, expected in [
+        (True, None, {}, [many]),
+        (False, None, {}, [single]),
+        (False, None, child, [many]),
+        (False, Kept(), {}, [born, many] if paused else [born]),
+        (True, Kept(), {}, [born, many] if paused else [born]),
+        (True, Kept(), child, [many]),
+    ]:
+        used: list[str] = []
+        row = PlainInstance(lane, "s", msgspec.Raw(b'{"n":1}'), **more)
+        answer = await drive(insert_all(stage.sql, [row], notify=notify, birth=kept), by_hand(stage, used))
+        assert used == expected
+        ((new, duplicate),) = answer.placed
+        assert not duplicate
+        claim = kept is not None and not paused
+        assert [(found.id, found.row) for found in kept.rows] == [(new, row)] * claim if kept else True
+        columns = "status, worker, due_at, state"
+        status, worker, due_at, state = await stage.row(new, columns)
+        assert (status, worker, state) == ((2, 7) if claim else (0, None)) + (b'{"n": 1}',)
+        assert not claim or kept is None or kept.rows[0].at == due_at
 
 
 def by_hand(stage: Stage, used: list[str] | None = None) -> Any:

@@ -192,6 +192,7 @@ class OwnConnection(AsyncConnection[Row]):
         self.names: dict[tuple[bytes, tuple[int, ...] | None], bytes] = {}  # by text and types
         self.numbers = itertools.count()
         self.lent_at = 0.0  # when its pool gave it
+        self.lent_by: Any = None  # that pool
 
 
 class OwnConnectionSync(Connection[Row]):
@@ -201,6 +202,7 @@ class OwnConnectionSync(Connection[Row]):
         super().__init__(*args, **kwargs)
         self.names: dict[tuple[bytes, tuple[int, ...] | None], bytes] = {}
         self.numbers = itertools.count()
+        self.lent_by: Any = None
 
 
 async def open_connection(url: str, application_name: str) -> AsyncConnection[Row]:

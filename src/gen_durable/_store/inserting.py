@@ -172,6 +172,10 @@ def insert_all(
     soon as their statement has answered: in a transaction it is for the birth to wait for the commit.
     """
     if rows and _alike(rows):
+        if len(rows) == 1 and (birth is not None or not notify) and rows[0].parent_id is None:
+            only = yield from _insert_one(sql, rows[0], birth)
+            if only is not None:
+                return Inserting([only], notify)
         return (yield from _insert_plain(sql, rows, notify=notify, birth=birth, births=births))
     told = notify
     placed: dict[int, Placed] = {}
@@ -235,6 +239,17 @@ def _alike(rows: list[NewInstance]) -> bool:
         type(row) is PlainInstance and row.lane == lane and row.parent_id == parent_id and row.parent_spawn == spawn
         for row in rows
     )
+
+
+def _insert_one(sql: Catalog, row: NewInstance, birth: Birth | None) -> Operation[Placed | None]:
+    """Inserts a plain row of which nobody is to be told; None: the database does not agree, see ``_insert_plain``."""
+    given = {"lane": row.lane, "step": row.step, "priority": row.priority, "state": bytes(row.state).decode()}
+    if birth is None:
+        answer = yield sql["inserting/one"].bind(**given)
+    else:
+        answer = yield sql["inserting/one_born"].bind(**given, worker=birth.worker)
+        birth.born([Born(new_id, row, at) for new_id, at in answer])
+    return Placed(answer[0][0], False) if answer else None
 
 
 def _insert_plain(

@@ -6,11 +6,11 @@ import asyncio
 import builtins
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from operator import is_
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast
 
 import msgspec
 
@@ -46,6 +46,8 @@ __all__ = ["BulkItem", "InsertingCalls", "check_at"]
 
 Conflict: TypeAlias = Literal["raise", "existing", "replace"]
 Checked: TypeAlias = tuple[MachineSpec, LaneKey, NewInstance]
+
+T = TypeVar("T")
 
 AT_A_TIME = 500  # children that are checked without a pause
 _NONE = (None, None, None, None, None, None, KEEP, KEEP, KEEP)
@@ -174,11 +176,11 @@ class InsertingCalls(WaitingCalls):
         later = bool(waits)
         limited = any(row.limited for row in special)
         # One with an "at" may be due, too.
-        counts = Counter([lane.queue for _, lane, row in checked if not (special and (row.delay or row.limited))])
+        counts = _count([lane.queue for _, lane, row in checked if not (special and (row.delay or row.limited))])
         queues = set(counts)
         birth = None
         if self._local is not None and not (later or limited):
-            birth = self._local.expect(Counter([row.lane for row in rows]))
+            birth = self._local.expect(_count([row.lane for row in rows]))
         others: set[str] = set()
         if birth is None:
             others = {queue for queue in queues if self._local is None or not self._local.takes(queue, counts[queue])}
@@ -343,6 +345,11 @@ class InsertingCalls(WaitingCalls):
         limits = spec.limits_of(spec.initial, machine, row.own_gate, rate_limit=item.rate_limit, weight=item.weight)
         check_known(limits, self._rates)
         row.gate, row.rate, row.weight = limits.gate, limits.rate, limits.weight
+
+
+def _count(values: builtins.list[T]) -> Mapping[T, int]:
+    """How often each is there."""
+    return {values[0]: 1} if len(values) == 1 else Counter(values)
 
 
 def _check_scope(scope: Iterable[str]) -> int | None:
