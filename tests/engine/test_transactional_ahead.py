@@ -12,7 +12,7 @@ from engine_support import Build, Sql, ended, eventually
 from transactional_support import Notes, idle_backends, stepping
 
 from gen_durable import Context, Engine, job
-from gen_durable._runtime import transaction as runtime
+from gen_durable._runtime import thread_transaction, transaction
 
 pytestmark = pytest.mark.usefixtures("notes")
 
@@ -24,8 +24,9 @@ class Begun:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.alone = self.ahead = 0
-        for name in ("begin", "begin_sync", "take_over"):
-            monkeypatch.setattr(runtime, name, self._counting(name, getattr(runtime, name)))
+        for module, begin in ((transaction, "begin"), (thread_transaction, "begin_sync")):
+            for name in (begin, "take_over"):
+                monkeypatch.setattr(module, name, self._counting(name, getattr(module, name)))
 
     def _counting(self, name: str, call: Any) -> Any:
         def counted(*arguments: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import strategies as st
 from waiting_wire import Claim
 
-from gen_durable._runtime.executor import _progress
+from gen_durable._runtime.outcomes import _progress
 from gen_durable._runtime.record import BACK, END, ON, WAIT, Record, reason_json
 from gen_durable._store.inserting import NewInstance
 from gen_durable.status import TransitionKind

@@ -12,7 +12,8 @@ from typing import Any, Protocol, TypeVar
 
 import psycopg
 
-from gen_durable._runtime.transaction import ENDED, Home, PlainFunction, Transaction, state_of
+from gen_durable._runtime.thread_transaction import PlainFunction
+from gen_durable._runtime.transaction import ENDED, Home, Transaction, state_of
 from gen_durable._store.operation import Request, Row
 from gen_durable._store.rendering import WHOLE, Rendered, dollar, named
 from gen_durable._store.transaction import milliseconds

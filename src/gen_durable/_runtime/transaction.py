@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor as Threads
 from typing import Any, Protocol, TypeVar
@@ -22,22 +21,19 @@ from gen_durable._store.transaction import (
     StepConnection,
     StepConnectionSync,
     begin,
-    begin_sync,
     commit,
-    commit_sync,
     run,
-    run_sync,
     steady,
     take_over,
 )
 from gen_durable.context import Context
 from gen_durable.errors import TransactionEnded, TransactionError
 
-__all__ = ["ENDED", "BlockingTransaction", "Home", "LoopTransaction", "PlainFunction", "Transaction", "state_of"]
+__all__ = ["ENDED", "NO_SESSION", "Home", "LoopTransaction", "Transaction", "check", "state_of", "usable"]
 
 T = TypeVar("T")
 
-_NO_SESSION = "ctx.session: the engine has no sessionmaker= for {}: give it SQLAlchemy's {}"
+NO_SESSION = "ctx.session: the engine has no sessionmaker= for {}: give it SQLAlchemy's {}"
 OVER = "its run is over, and the transaction with it"
 ENDED = (
     "the step has ended its transaction, with a COMMIT or ROLLBACK of its own: what it did before may be committed "
@@ -219,7 +215,7 @@ class LoopTransaction(Transaction):
         self._begun = begun  # behind the commit of another
         self.conn = self._connection = connection
         connection.owner = mark
-        self.session = _NO_SESSION.format("async steps", "async_sessionmaker")
+        self.session = NO_SESSION.format("async steps", "async_sessionmaker")
 
     async def begin(self) -> None:
         """Begins it, in one round trip, unless that is done."""
@@ -257,7 +253,7 @@ class LoopTransaction(Transaction):
 
     async def undo(self) -> None:
         """Rolls back."""
-        if _usable(self._connection):
+        if usable(self._connection):
             try:
                 with self.watched(self._connection):
                     await run(self._connection, ROLLBACK)
@@ -281,126 +277,7 @@ class LoopTransaction(Transaction):
         self._let_go(self.home.give_back, self._connection)
 
 
-class PlainFunction:
-    """Whether a plain function still runs: a thread can't be stopped, but its connection can be cut."""
-
-    def __init__(self, close: Callable[[], None]) -> None:
-        self._close = close
-        self._lock = threading.Lock()
-        self._running = self._given_up = False
-
-    @property
-    def runs(self) -> bool:
-        """Whether it does just now."""
-        with self._lock:
-            return self._running
-
-    def enclose(self, call: Callable[[], Any]) -> Callable[[], Any]:
-        """The call, with a note while it runs; at its end it closes a connection that was given up meanwhile."""
-
-        def enclosed() -> Any:
-            with self._lock:
-                self._running = True
-            try:
-                return call()
-            finally:
-                with self._lock:
-                    self._running = False
-                    given_up = self._given_up
-                if given_up:
-                    self._close()
-
-        return enclosed
-
-    def give_up(self) -> bool:
-        """Its connection is of no more use; answers whether it still runs, and so closes that at its end."""
-        with self._lock:
-            self._given_up = True
-            return self._running
-
-
-class BlockingTransaction(Transaction):
-    """Of a plain function, on a blocking connection of psycopg's: ours is sent from threads of our own.
-
-    (The functions' threads may all wait for rows that this very transaction has locked.)
-    """
-
-    def __init__(self, home: Home, mark: int, connection: StepConnectionSync, *, begun: bool = False) -> None:
-        super().__init__(home, mark)
-        self._begun = begun
-        self.conn = self._connection = connection
-        connection.owner = mark
-        self.session = _NO_SESSION.format("plain functions", "sessionmaker")
-        self._function = PlainFunction(self._close)
-
-    def enclose(self, call: Callable[[], Any]) -> Callable[[], Any]:
-        """Notes while the function runs."""
-        return self._function.enclose(call)
-
-    def _close(self) -> None:
-        self._connection.discard()
-
-    async def _in_thread(self, work: Callable[[], T]) -> T:
-        with self.watched(self._connection):
-            return await asyncio.get_running_loop().run_in_executor(self.home.threads, work)
-
-    async def begin(self) -> None:
-        """Begins it, unless that is done."""
-        if self._begun:
-            take_over(self._connection)
-            return
-        await self._in_thread(lambda: begin_sync(self._connection, self.mark, self.home.idle))
-
-    async def ready(self) -> None:
-        """Looks at the connection's state."""
-        check(self._connection)
-
-    @property
-    def broken(self) -> bool:
-        """Whether the connection is closed."""
-        return self._connection.closed
-
-    @property
-    def ended(self) -> bool:
-        """Whether its connection is in no transaction any more."""
-        return not self._connection.closed and self._connection.info.transaction_status is TransactionStatus.IDLE
-
-    async def _run(self, request: Request) -> list[Row]:
-        return await self._in_thread(lambda: run_sync(self._connection, request))
-
-    async def _commit(self) -> None:
-        await self._in_thread(lambda: run_sync(self._connection, COMMIT))
-
-    async def _commit_all(self, requests: list[Request]) -> list[list[Row]]:
-        ahead = self.home.promise(self._connection)
-        return await self._in_thread(lambda: commit_sync(self._connection, requests, ahead))
-
-    async def undo(self) -> None:
-        """Rolls back, unless the function still runs."""
-        if not self._function.runs and _usable(self._connection):
-            try:
-                await self._in_thread(lambda: run_sync(self._connection, ROLLBACK))
-            except psycopg.Error:
-                pass
-            else:
-                self._let_go(self.home.give_back, self._connection)
-                return
-        await self.discard()
-
-    async def discard(self) -> None:
-        """Cuts the connection; where the function still runs it closes it at its end."""
-        runs = self._function.give_up()
-        cut(self._connection)
-        if not runs:
-            self._close()
-        self._let_go(self.home.discarded, self._connection)
-
-    def done(self) -> None:
-        """Back to the others."""
-        self._let_go(self.home.give_back, self._connection)
-
-
-def _usable(connection: StepConnection | StepConnectionSync) -> bool:
+def usable(connection: StepConnection | StepConnectionSync) -> bool:
     return not connection.closed and connection.info.transaction_status is not TransactionStatus.ACTIVE
 
 

@@ -11,8 +11,9 @@ import psycopg
 
 from gen_durable._runtime.held import Held
 from gen_durable._runtime.session import SessionTransaction, ThreadSessionTransaction, verify
+from gen_durable._runtime.thread_transaction import BlockingTransaction
 from gen_durable._runtime.threads import DaemonThreads
-from gen_durable._runtime.transaction import BlockingTransaction, LoopTransaction, Transaction
+from gen_durable._runtime.transaction import LoopTransaction, Transaction
 from gen_durable._runtime.turns import Turn, Turns, close_one
 from gen_durable._store.operation import Catalog
 from gen_durable._store.transaction import is_usable, open_step, open_step_sync

@@ -129,7 +129,7 @@ class Worker(Listener):
             poll_interval=poll,
             check_interval=settings.lease,
             prefetch=settings.prefetch,
-            max_crashes=self._executor.max_crashes,
+            max_crashes=self._executor.outcomes.max_crashes,
             commits_lag=self._commits_lag,
         )
         self._births.open(self.id, self._claimer, self._commits_lag)
@@ -143,7 +143,9 @@ class Worker(Listener):
             release=self._claimer.release,
         )
         self._committer = Committer(commits, self._sql, self.id, self, self._hooks, self._admitter, self._births)
-        self._flusher = Flusher(commits, second, self._committer, self, lambda held: self._executor.keep(held.spec))
+        self._flusher = Flusher(
+            commits, second, self._committer, self, lambda held: self._executor.outcomes.keep(held.spec)
+        )
         self._transactor = Transactor(self._committer, self, self._crashed)
         self._timers = Timers(self._service_link, self._sql, poll, self._claimer.announce, self._admitter.expect)
         # Where notifications come, schedules are asked for only then, and when one is due.
@@ -269,7 +271,7 @@ class Worker(Listener):
         log.info("worker %d drains: %d steps are running", self.id, running)
         if self._hooks.drain:
             emit(self._hooks.drain, DrainEvent(running=running))
-        self._executor.draining = True
+        self._executor.outcomes.draining = True
         drain = Drain(
             worker=self.id,
             queues=self.queues.values(),

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import select
-from collections.abc import Generator
 from contextvars import ContextVar
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn
 
 import psycopg
 from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor
-from psycopg.adapt import PyFormat, Transformer
-from psycopg.errors import error_from_result
-from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
+from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
-from psycopg.waiting import Wait
 
 from gen_durable._store.connection import _arguments, has_rows
+from gen_durable._store.exchange import Exchange, asking, exchanged, executing, numbers
 from gen_durable._store.operation import Catalog, Request, Row
 from gen_durable.errors import TransactionEnded, TransactionError
 
@@ -277,24 +273,18 @@ def take_over(connection: StepConnection | StepConnectionSync) -> None:
 
 async def begin(connection: StepConnection, mark: int, idle: float) -> None:
     """Begins the transaction of the instance ``mark``."""
-    await _exchange(connection, _asking(connection, _opening(connection, mark, idle)))
+    await exchanged(connection, asking(connection.pgconn, _opening(connection, mark, idle)))
 
 
 def begin_sync(connection: StepConnectionSync, mark: int, idle: float) -> None:
     """The blocking twin."""
     with connection.lock:
-        connection.wait(_asking(connection, _opening(connection, mark, idle)))
+        connection.wait(asking(connection.pgconn, _opening(connection, mark, idle)))
 
 
 def steady(sql: Catalog) -> Request:
     """What comes before our own statements."""
     return sql["transacting/steady"].bind()
-
-
-# Our statements and the COMMIT go at once, as a pipeline: what follows one that fails is skipped by the server. The
-# pipeline is libpq's own. psycopg's would cost the client more than a trip for each of a handful of statements does.
-
-Exchange: TypeAlias = Generator[Wait, object, list[Any]]  # yields what to wait for
 
 
 def _unprepared(connection: StepConnection | StepConnectionSync, requests: list[Request]) -> bytes:
@@ -307,129 +297,12 @@ def _unprepared(connection: StepConnection | StepConnectionSync, requests: list[
     return b";".join(texts)
 
 
-def _text(value: Any) -> Any:
-    """A parameter in Postgres's text form."""
-    if isinstance(value, str):
-        return value.encode()
-    if value is None:
-        return None
-    if type(value) in (int, float):
-        return repr(value).encode()
-    return b"{}" if value == [] else Transformer().get_dumper(value, PyFormat.TEXT).dump(value)
-
-
-def _asking(connection: StepConnection | StepConnectionSync, text: bytes) -> Exchange:
-    """Sends words, and takes the answers."""
-    pgconn = connection.pgconn
-    pgconn.send_query(text)
-    results: list[Any] = []
-    yield from _sent(pgconn)
-    while (result := (yield from _received(pgconn, results))) is not None:
-        results.append(result)
-    _raise_first(results)
-    return results
-
-
 def _committing(
     connection: StepConnection | StepConnectionSync, requests: list[Request], ahead: int | None
 ) -> Exchange:
-    """Sends prepared statements and the COMMIT, and takes the answers to the statements.
-
-    Behind them it begins the transaction of the instance ``ahead``: nothing in that takes a snapshot or a lock.
-    """
-    pgconn = connection.pgconn
-    pgconn.enter_pipeline_mode()
-    for request in requests:
-        pgconn.send_query_prepared(request.statement.name.encode(), [_text(value) for value in request.parameters])
-    pgconn.send_query_params(COMMIT, None)
-    if ahead is not None:
-        pgconn.send_query_params(b"BEGIN", None)
-        pgconn.send_query_params(_marking(ahead), None)
-    pgconn.pipeline_sync()
-    results: list[Any] = []
-    yield from _sent(pgconn)
-    while True:
-        result = yield from _received(pgconn, results)
-        if result is None:  # behind the answer to each
-            continue
-        if result.status == ExecStatus.PIPELINE_SYNC:
-            break
-        results.append(result)
-    pgconn.exit_pipeline_mode()
-    _raise_first(results[: len(requests) + 1])
-    connection.begun = ahead is not None  # should it have failed, its state is another than that, and it is not used
-    return results[: len(requests)]
-
-
-def _sent(pgconn: Any) -> Generator[Wait, object, None]:
-    while pgconn.flush():
-        yield Wait.RW
-        pgconn.consume_input()
-
-
-def _received(pgconn: Any, before: list[Any]) -> Generator[Wait, object, Any]:
-    """The next answer.
-
-    Raises:
-        psycopg.Error: the connection broke; what the server said last, if it did, says more than that.
-    """
-    try:
-        while pgconn.is_busy():
-            yield Wait.R
-            pgconn.consume_input()
-    except psycopg.OperationalError:
-        _raise_first(before)
-        raise
-    result = pgconn.get_result()
-    if result is None and pgconn.status == ConnStatus.BAD:
-        _raise_first(before)
-        raise psycopg.OperationalError("the connection is lost")
-    return result
-
-
-def _raise_first(results: list[Any]) -> None:
-    for result in results:
-        if result.status not in (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK):
-            raise error_from_result(result)
-
-
-async def _exchange(connection: StepConnection, exchange: Exchange) -> list[Any]:
-    """Drives an exchange: the way of the hot path, at a third of the cost of a cursor."""
-    async with connection.lock:
-        try:
-            wait = next(exchange)
-            while True:
-                await _ready(connection.pgconn.socket, write=wait == Wait.RW)
-                wait = exchange.send(None)
-        except StopIteration as stop:
-            return stop.value  # type: ignore[no-any-return]  # a generator's return value is untyped here
-
-
-async def _ready(socket: int, *, write: bool = False) -> None:
-    """Waits until a socket has something to read, or takes what is to be written as well."""
-    loop = asyncio.get_running_loop()
-    waiting = loop.create_future()
-    loop.add_reader(socket, _wake, waiting)
-    if write:
-        loop.add_writer(socket, _wake, waiting)
-    try:
-        await waiting
-    finally:
-        loop.remove_reader(socket)
-        if write:
-            loop.remove_writer(socket)
-
-
-def _wake(waiting: asyncio.Future[None]) -> None:
-    if not waiting.done():
-        waiting.set_result(None)
-
-
-def _numbers(result: Any) -> list[Row]:
-    """Rows of whole numbers, which is all that our statements answer with there."""
-    columns = range(result.nfields)
-    rows = [[result.get_value(row, column) for column in columns] for row in range(result.ntuples)]
-    return [tuple(None if value is None else int(value) for value in row) for row in rows]
+    # Nothing in the words behind the COMMIT takes a snapshot or a lock.
+    behind = [] if ahead is None else [b"BEGIN", _marking(ahead)]
+    return executing(connection.pgconn, requests, [COMMIT], behind)
 
 
 async def commit(connection: StepConnection, requests: list[Request], ahead: int | None = None) -> list[list[Row]]:
@@ -444,8 +317,9 @@ async def commit(connection: StepConnection, requests: list[Request], ahead: int
     if missing := _unprepared(connection, requests):
         await run(connection, missing)
         connection.prepared.update(request.statement.name for request in requests)
-    results = await _exchange(connection, _committing(connection, requests, ahead))
-    return [_numbers(result) for result in results]
+    results = await exchanged(connection, _committing(connection, requests, ahead))
+    connection.begun = ahead is not None  # where that failed its state shows it: then it is not used
+    return [numbers(result) for result in results]
 
 
 def commit_sync(connection: StepConnectionSync, requests: list[Request], ahead: int | None = None) -> list[list[Row]]:
@@ -459,7 +333,8 @@ def commit_sync(connection: StepConnectionSync, requests: list[Request], ahead: 
         connection.prepared.update(request.statement.name for request in requests)
     with connection.lock:
         results = connection.wait(_committing(connection, requests, ahead))
-    return [_numbers(result) for result in results]
+    connection.begun = ahead is not None
+    return [numbers(result) for result in results]
 
 
 async def run(connection: StepConnection, request: Request | bytes) -> list[Row]:
