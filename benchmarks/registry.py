@@ -206,7 +206,7 @@ ENTRIES = (
         share={"A": 0.1, "B": 0.1, "C": 0.25, "F": 0.2},
         options={
             "*": {"concurrency": 200},
-            "D": {"poll": 0.01},
+            "D": {"poll": 0.005},
             "E": {"poll": 0.005},
             "F": {"poll": 0.005, "kids": True},
         },

@@ -433,3 +433,31 @@ def test_what_is_no_sessionmaker_is_refused(build: Build, database_url: str) -> 
         with pytest.raises(ConfigurationError, match=rf"sessionmaker={type(wrong).__name__}: give SQLAlchemy's async_"):
             build(Walk, sessionmaker=wrong)
     engine.dispose()
+
+
+async def test_the_look_at_its_database_is_no_turn_more(build: Build, maker: Any) -> None:
+    """Section 9: no more sessions at once than the pool is large, from the start."""
+    inside, go = asyncio.Queue[int](), asyncio.Event()
+    most = [0, 0]
+
+    @job(transactional=True)
+    async def narrow(ctx: Context) -> None:
+        most[0] += 1
+        most[1] = max(most)
+        inside.put_nowait(ctx.id)
+        await go.wait()
+        most[0] -= 1
+
+    async with build(narrow, sessionmaker=maker, transaction_pool_size=1, queues={"default": 4}) as engine:
+        handles = [await engine.insert(narrow.bind()) for _ in range(4)]
+        await asyncio.wait_for(inside.get(), LONG)
+        turns = engine._worker._transactions._turns[True]  # type: ignore[union-attr]
+
+        async def others_wait() -> bool:
+            return len(turns._waiting) == 3 or most[1] > 1
+
+        await eventually(others_wait)
+        go.set()
+        for handle in handles:
+            await handle.result(timeout=LONG)
+    assert most == [0, 1]

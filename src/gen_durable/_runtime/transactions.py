@@ -55,7 +55,9 @@ class Transactions:
             ConfigurationError: they don't.
         """
         if self._maker is not None and self._settings.transactional:
-            await verify(self, self._maker, self._maker_of == "async", worker)
+            is_async = self._maker_of == "async"
+            await self._turns[is_async].take(Turn(0))  # given back as all are, at the end
+            await verify(self, self._maker, is_async, worker)
 
     async def begin(self, held: Held, step: StepSpec) -> Transaction:
         """A transaction for one run, begun; the database's trouble is not the fault of the step, which waits."""
