@@ -60,7 +60,7 @@ async def test_a_commit_whose_answer_is_lost_is_applied_once(
     what is not there is run again under the same claim, no attempt spent; never is anything applied twice."""
 
     # Where there are children the statements go one by one, and the COMMIT last.
-    marker = b"Q\0\0\0\x0bCOMMIT\0" if kind == "spawn" else b'EXECUTE "committing/'
+    marker = b"Q\0\0\0\x0bCOMMIT\0" if kind == "spawn" else b"\0committing/"
     armed: dict[str, Any] = {"id": 0}
 
     class Walk(Machine, name="walk"):
@@ -116,7 +116,7 @@ async def test_a_lost_commit_whose_claim_was_taken_is_stale(marked: Marked, chao
     async def slow(ctx: Context, n: int) -> int:
         await marked.write(ctx, f"attempt {ctx.attempt}")
         if n and not rules:
-            rules.append(proxy.on(b'EXECUTE "committing/', "lose question"))
+            rules.append(proxy.on(b"\0committing/", "lose question"))
             rules.append(proxy.on(b"f.id = ANY (ARRAY[t::bigint])", "freeze"))
         return ctx.attempt
 

@@ -461,3 +461,26 @@ async def test_the_look_at_its_database_is_no_turn_more(build: Build, maker: Any
         for handle in handles:
             await handle.result(timeout=LONG)
     assert most == [0, 1]
+
+
+async def test_a_driver_that_binds_on_the_client(build: Build, database_url: str) -> None:
+    """R5: with literals the server folds constants as it plans: that a claim is lost must not be one."""
+
+    async def connected() -> psycopg.AsyncConnection[Any]:
+        return await psycopg.AsyncConnection.connect(database_url, cursor_factory=psycopg.AsyncClientCursor)
+
+    database = create_async_engine("postgresql+psycopg://", async_creator=connected)
+
+    class Two(Machine):
+        @step(transactional=True)
+        async def first(self, ctx: Context) -> Next:
+            return Next(self.second)
+
+        @step(transactional=True)
+        async def second(self, ctx: Context) -> Done:
+            return Done(1)
+
+    async with build(Two, sessionmaker=async_sessionmaker(database)) as engine:
+        found = await ended(await engine.insert(Two()))
+        assert (found.status, found.error) == ("done", None)
+    await database.dispose()

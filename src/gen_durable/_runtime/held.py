@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextvars import copy_context
 from datetime import datetime
 from typing import Any
 
@@ -187,6 +188,9 @@ class LocalQueue:
         self.capped = False  # a cap of the whole cluster holds for it
         self.punctual = False  # none: it has steps with a rate, whose tokens count from their start
         self._run = run
+        self._context = (
+            copy_context()
+        )  # for executors: a step may make them, by an insert, and has variables of its own
         self._parked: list[asyncio.Future[None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self.on_room: Callable[[], None] = lambda: None
@@ -227,7 +231,8 @@ class LocalQueue:
                 future.set_result(None)
                 return
         if len(self._tasks) < self.concurrency:
-            task = asyncio.create_task(self._execute(), name=f"gen_durable executor of {self.name}")
+            name = f"gen_durable executor of {self.name}"
+            task = asyncio.create_task(self._execute(), name=name, context=self._context.copy())
             self._tasks.add(task)
             task.add_done_callback(self._ended)
 

@@ -255,10 +255,12 @@ class ThreadSessionTransaction(_Session):
         """Cuts the connection; where the function still runs it is closed at its end."""
         runs = self._function.give_up()
         self._cut()
-        if not runs:
-            with contextlib.suppress(RuntimeError):  # at the end of the process there may be no more threads
-                await asyncio.get_running_loop().run_in_executor(None, self._invalidate)
-        self._let_go(self._ended, False)
+        try:
+            if not runs:
+                with contextlib.suppress(RuntimeError):  # at the end of the process there may be no more threads
+                    await asyncio.get_running_loop().run_in_executor(None, self._invalidate)
+        finally:
+            self._let_go(self._ended, False)
 
     def done(self) -> None:
         """The session is closed already."""

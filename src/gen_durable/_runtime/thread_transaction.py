@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import psycopg
 from psycopg.pq import TransactionStatus
 
 from gen_durable._runtime.transaction import NO_SESSION, Home, Transaction, check, usable
@@ -127,7 +126,7 @@ class BlockingTransaction(Transaction):
         if not self._function.runs and usable(self._connection):
             try:
                 await self._in_thread(lambda: run_sync(self._connection, ROLLBACK))
-            except psycopg.Error:
+            except Exception:  # noqa: BLE001  # whatever it is, the connection is not to be used again
                 pass
             else:
                 self._let_go(self.home.give_back, self._connection)

@@ -9,7 +9,7 @@ from concurrent.futures import Executor as Threads
 from typing import Any, Protocol, TypeVar
 
 import psycopg
-from psycopg.pq import TransactionStatus
+from psycopg.pq import PipelineStatus, TransactionStatus
 
 from gen_durable._runtime.link import LinkDown
 from gen_durable._store.connection import cut
@@ -257,7 +257,7 @@ class LoopTransaction(Transaction):
             try:
                 with self.watched(self._connection):
                     await run(self._connection, ROLLBACK)
-            except psycopg.Error:
+            except Exception:  # noqa: BLE001  # whatever it is, the connection is not to be used again
                 pass
             else:
                 self._let_go(self.home.give_back, self._connection)
@@ -278,7 +278,12 @@ class LoopTransaction(Transaction):
 
 
 def usable(connection: StepConnection | StepConnectionSync) -> bool:
-    return not connection.closed and connection.info.transaction_status is not TransactionStatus.ACTIVE
+    """Whether a rollback can be sent on it."""
+    return (
+        not connection.closed
+        and connection.info.transaction_status is not TransactionStatus.ACTIVE
+        and connection.pgconn.pipeline_status == PipelineStatus.OFF
+    )
 
 
 def check(connection: StepConnection | StepConnectionSync) -> None:
@@ -291,6 +296,10 @@ def check(connection: StepConnection | StepConnectionSync) -> None:
     """
     if connection.closed:
         raise psycopg.OperationalError("the connection of the step's transaction broke")
+    if connection.pgconn.pipeline_status != PipelineStatus.OFF:
+        raise TransactionError(
+            "a pipeline of the step is still open: use `with ctx.conn.pipeline():`, and leave it before the step ends"
+        )
     match connection.info.transaction_status:
         case TransactionStatus.INTRANS:
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from concurrent.futures import Future
 from typing import Any
 
 import psycopg
@@ -107,8 +108,12 @@ class Transactions:
         async with asyncio.timeout(self.deadline + 10.0):
             if is_async:
                 return await open_step(self._url, name, self.sql, self.idle)
-            open_one = lambda: open_step_sync(self._url, name, self.sql, self.idle)  # noqa: E731
-            return await asyncio.get_running_loop().run_in_executor(self.threads, open_one)
+            opening = self.threads.submit(open_step_sync, self._url, name, self.sql, self.idle)
+            try:
+                return await asyncio.wrap_future(opening)
+            except BaseException:
+                opening.add_done_callback(_close_made)  # the thread goes on
+                raise
 
     # What transactions report ---------------------------------------------------------------------
 
@@ -162,6 +167,12 @@ class Transactions:
         if self._undoing:
             await asyncio.wait(set(self._undoing), timeout=1.0)
         self.threads.shutdown()
+
+
+def _close_made(opening: Future[Any]) -> None:
+    """Closes a connection that nobody waits for any more."""
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().discard()
 
 
 def _is_async(connection: Any) -> bool:

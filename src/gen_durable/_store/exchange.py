@@ -21,6 +21,8 @@ from gen_durable._store.operation import Request, Row
 
 __all__ = ["Exchange", "asking", "exchanged", "executing", "numbers"]
 
+_SPEAK = b"SET LOCAL client_encoding = 'UTF8'"
+
 Exchange: TypeAlias = Generator[Wait, object, list[Any]]  # yields what to wait for
 
 
@@ -49,10 +51,15 @@ def asking(pgconn: Any, text: bytes) -> Exchange:
 def executing(pgconn: Any, requests: Sequence[Request], words: Sequence[bytes], behind: Sequence[bytes]) -> Exchange:
     """Executes prepared statements (under their names), then words, then what may fail; answers the statements.
 
+    The parameters are sent as UTF-8, whatever encoding the session speaks.
+
     Raises:
         psycopg.Error: a statement failed, or one of the words; or the connection broke.
     """
+    first = [] if pgconn.parameter_status(b"client_encoding") == b"UTF8" else [_SPEAK]
     pgconn.enter_pipeline_mode()
+    for word in first:
+        pgconn.send_query_params(word, None)
     for request in requests:
         pgconn.send_query_prepared(request.statement.name.encode(), [_text(value) for value in request.parameters])
     for word in (*words, *behind):
@@ -68,8 +75,9 @@ def executing(pgconn: Any, requests: Sequence[Request], words: Sequence[bytes], 
             break
         results.append(result)
     pgconn.exit_pipeline_mode()
-    _raise_first(results[: len(requests) + len(words)])
-    return results[: len(requests)]
+    own = len(first) + len(requests)
+    _raise_first(results[: own + len(words)])
+    return results[len(first) : own]
 
 
 def _sent(pgconn: Any) -> Generator[Wait, object, None]:

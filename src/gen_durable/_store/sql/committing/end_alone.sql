@@ -19,7 +19,8 @@ INSERT INTO {schema}.finished (
     state, result, took, scope, parent_id, parent_spawn, spawn, inbox
 )
 SELECT CASE
-        WHEN e.id IS NULL THEN ('claim lost: ' || %(id)s::bigint)::bigint
+        -- Of a column, so that it is no constant: that would fail already when the statement is planned.
+        WHEN e.id IS NULL THEN ('claim lost: ' || coalesce(e.id, %(id)s::bigint))::bigint
         WHEN coalesce(current_setting('gen_durable.step', true), '') <> %(mark)s::text
             THEN ('mark lost: ' || e.id)::bigint
         ELSE e.id
