@@ -24,9 +24,8 @@ class Begun:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.alone = self.ahead = 0
-        for module, begin in ((transaction, "begin"), (thread_transaction, "begin_sync")):
-            for name in (begin, "take_over"):
-                monkeypatch.setattr(module, name, self._counting(name, getattr(module, name)))
+        for module, name in ((transaction, "begin"), (thread_transaction, "begin_sync"), (transaction, "take_over")):
+            monkeypatch.setattr(module, name, self._counting(name, getattr(module, name)))
 
     def _counting(self, name: str, call: Any) -> Any:
         def counted(*arguments: Any) -> Any:

@@ -7,9 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from psycopg.pq import TransactionStatus
-
-from gen_durable._runtime.transaction import NO_SESSION, Home, Transaction, check, usable
+from gen_durable._runtime.transaction import NO_SESSION, ConnectionTransaction, Home
 from gen_durable._store.connection import cut
 from gen_durable._store.operation import Request, Row
 from gen_durable._store.transaction import (
@@ -19,7 +17,6 @@ from gen_durable._store.transaction import (
     begin_sync,
     commit_sync,
     run_sync,
-    take_over,
 )
 
 __all__ = ["BlockingTransaction", "PlainFunction"]
@@ -65,51 +62,33 @@ class PlainFunction:
             return self._running
 
 
-class BlockingTransaction(Transaction):
+class BlockingTransaction(ConnectionTransaction):
     """Of a plain function, on a blocking connection of psycopg's: ours is sent from threads of our own.
 
     (The functions' threads may all wait for rows that this very transaction has locked.)
     """
 
+    session = NO_SESSION.format("plain functions", "sessionmaker")
+
     def __init__(self, home: Home, mark: int, connection: StepConnectionSync, *, begun: bool = False) -> None:
-        super().__init__(home, mark)
-        self._begun = begun
-        self.conn = self._connection = connection
-        connection.owner = mark
-        self.session = NO_SESSION.format("plain functions", "sessionmaker")
-        self._function = PlainFunction(self._close)
+        super().__init__(home, mark, connection, begun=begun)
+        self._function = PlainFunction(connection.discard)
 
     def enclose(self, call: Callable[[], Any]) -> Callable[[], Any]:
         """Notes while the function runs."""
         return self._function.enclose(call)
 
-    def _close(self) -> None:
-        self._connection.discard()
+    @property
+    def idle(self) -> bool:
+        """Whether the function does not run any more."""
+        return not self._function.runs
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         with self.watched(self._connection):
             return await asyncio.get_running_loop().run_in_executor(self.home.threads, work)
 
-    async def begin(self) -> None:
-        """Begins it, unless that is done."""
-        if self._begun:
-            take_over(self._connection)
-            return
+    async def _begin(self) -> None:
         await self._in_thread(lambda: begin_sync(self._connection, self.mark, self.home.idle))
-
-    async def ready(self) -> None:
-        """Looks at the connection's state."""
-        check(self._connection)
-
-    @property
-    def broken(self) -> bool:
-        """Whether the connection is closed."""
-        return self._connection.closed
-
-    @property
-    def ended(self) -> bool:
-        """Whether its connection is in no transaction any more."""
-        return not self._connection.closed and self._connection.info.transaction_status is TransactionStatus.IDLE
 
     async def _run(self, request: Request) -> list[Row]:
         return await self._in_thread(lambda: run_sync(self._connection, request))
@@ -117,30 +96,17 @@ class BlockingTransaction(Transaction):
     async def _commit(self) -> None:
         await self._in_thread(lambda: run_sync(self._connection, COMMIT))
 
+    async def _roll_back(self) -> None:
+        await self._in_thread(lambda: run_sync(self._connection, ROLLBACK))
+
     async def _commit_all(self, requests: list[Request]) -> list[list[Row]]:
         ahead = self.home.promise(self._connection)
         return await self._in_thread(lambda: commit_sync(self._connection, requests, ahead))
-
-    async def undo(self) -> None:
-        """Rolls back, unless the function still runs."""
-        if not self._function.runs and usable(self._connection):
-            try:
-                await self._in_thread(lambda: run_sync(self._connection, ROLLBACK))
-            except Exception:  # noqa: BLE001  # whatever it is, the connection is not to be used again
-                pass
-            else:
-                self._let_go(self.home.give_back, self._connection)
-                return
-        await self.discard()
 
     async def discard(self) -> None:
         """Cuts the connection; where the function still runs it closes it at its end."""
         runs = self._function.give_up()
         cut(self._connection)
         if not runs:
-            self._close()
+            self._connection.discard()
         self._let_go(self.home.discarded, self._connection)
-
-    def done(self) -> None:
-        """Back to the others."""
-        self._let_go(self.home.give_back, self._connection)

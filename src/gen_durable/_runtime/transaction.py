@@ -29,7 +29,7 @@ from gen_durable._store.transaction import (
 from gen_durable.context import Context
 from gen_durable.errors import TransactionEnded, TransactionError
 
-__all__ = ["ENDED", "NO_SESSION", "Home", "LoopTransaction", "Transaction", "check", "state_of", "usable"]
+__all__ = ["ENDED", "NO_SESSION", "ConnectionTransaction", "Home", "LoopTransaction", "Transaction", "state_of"]
 
 T = TypeVar("T")
 
@@ -207,23 +207,21 @@ class Transaction:
             timer.cancel()
 
 
-class LoopTransaction(Transaction):
-    """Of an async step, on a connection of psycopg's."""
+class ConnectionTransaction(Transaction):
+    """On one of the worker's own connections."""
 
-    def __init__(self, home: Home, mark: int, connection: StepConnection, *, begun: bool = False) -> None:
+    def __init__(self, home: Home, mark: int, connection: Any, *, begun: bool = False) -> None:
         super().__init__(home, mark)
         self._begun = begun  # behind the commit of another
         self.conn = self._connection = connection
         connection.owner = mark
-        self.session = NO_SESSION.format("async steps", "async_sessionmaker")
 
     async def begin(self) -> None:
         """Begins it, in one round trip, unless that is done."""
         if self._begun:
             take_over(self._connection)
-            return
-        with self.watched(self._connection):
-            await begin(self._connection, self.mark, self.home.idle)
+        else:
+            await self._begin()
 
     async def ready(self) -> None:
         """Looks at the connection's state."""
@@ -232,12 +230,49 @@ class LoopTransaction(Transaction):
     @property
     def broken(self) -> bool:
         """Whether the connection is closed."""
-        return self._connection.closed
+        return bool(self._connection.closed)
 
     @property
     def ended(self) -> bool:
         """Whether its connection is in no transaction any more."""
         return not self._connection.closed and self._connection.info.transaction_status is TransactionStatus.IDLE
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody uses the connection just now."""
+        return True
+
+    async def undo(self) -> None:
+        """Rolls back; closes the connection where that can't be done."""
+        if self.idle and _usable(self._connection):
+            try:
+                await self._roll_back()
+            except Exception:  # noqa: BLE001  # whatever it is, the connection is not to be used again
+                pass
+            else:
+                self._let_go(self.home.give_back, self._connection)
+                return
+        await self.discard()
+
+    def done(self) -> None:
+        """Back to the others."""
+        self._let_go(self.home.give_back, self._connection)
+
+    async def _begin(self) -> None:
+        raise NotImplementedError
+
+    async def _roll_back(self) -> None:
+        raise NotImplementedError
+
+
+class LoopTransaction(ConnectionTransaction):
+    """Of an async step, on a connection of psycopg's."""
+
+    session = NO_SESSION.format("async steps", "async_sessionmaker")
+
+    async def _begin(self) -> None:
+        with self.watched(self._connection):
+            await begin(self._connection, self.mark, self.home.idle)
 
     async def _run(self, request: Request) -> list[Row]:
         with self.watched(self._connection):
@@ -247,22 +282,13 @@ class LoopTransaction(Transaction):
         with self.watched(self._connection):
             await run(self._connection, COMMIT)
 
+    async def _roll_back(self) -> None:
+        with self.watched(self._connection):
+            await run(self._connection, ROLLBACK)
+
     async def _commit_all(self, requests: list[Request]) -> list[list[Row]]:
         with self.watched(self._connection):
             return await commit(self._connection, requests, self.home.promise(self._connection))
-
-    async def undo(self) -> None:
-        """Rolls back."""
-        if usable(self._connection):
-            try:
-                with self.watched(self._connection):
-                    await run(self._connection, ROLLBACK)
-            except Exception:  # noqa: BLE001  # whatever it is, the connection is not to be used again
-                pass
-            else:
-                self._let_go(self.home.give_back, self._connection)
-                return
-        await self.discard()
 
     async def discard(self) -> None:
         """Cuts the socket first: nothing waits for a server that does not answer."""
@@ -272,12 +298,8 @@ class LoopTransaction(Transaction):
         finally:
             self._let_go(self.home.discarded, self._connection)
 
-    def done(self) -> None:
-        """Back to the others."""
-        self._let_go(self.home.give_back, self._connection)
 
-
-def usable(connection: StepConnection | StepConnectionSync) -> bool:
+def _usable(connection: StepConnection | StepConnectionSync) -> bool:
     """Whether a rollback can be sent on it."""
     return (
         not connection.closed
