@@ -15,6 +15,7 @@ class Connection:
     def __init__(self) -> None:
         self.begun = False
         self.turn: Any = None
+        self.silent = False
         self.closed = False
 
     def discard(self) -> None:
@@ -96,6 +97,31 @@ async def test_it_goes_to_the_one_it_was_begun_for_though_another_came_first(ben
     assert await second is two
     assert await first is one
     assert one.begun
+
+
+async def test_who_is_served_sooner_by_others_is_promised_nothing(bench: Bench) -> None:
+    """What was begun for it would have to be undone: so only those are served that are more than commit already."""
+    turns = Turns(3, bench._spawn, bench._undo)
+    bench.turns = turns
+    one, two, three = Connection(), Connection(), Connection()
+    assert [await turns.take(Turn(mark)) for mark in (7, 8, 9)] == [None] * 3
+    assert bench.commit(one) is None
+    _, first = await bench.waiting(2)
+    assert bench.commit(two) is None, "the first is served by what commits already"
+    _, second = await bench.waiting(3)
+    _, third = await bench.waiting(4)
+    assert bench.commit(three) == 4
+    for connection, task in ((one, first), (two, second), (three, third)):
+        turns.give(connection)
+        assert await task is connection
+    assert bench.undone == []
+    assert bench.commit(one) is None
+    assert bench.commit(one) is None, "asked again it is counted once"
+    turns.lose(one)
+    assert await turns.take(Turn(5)) is None, "the turn of the lost one"
+    _, task = await bench.waiting(6)
+    assert bench.commit(two) == 6, "which is counted no more"
+    task.cancel()
 
 
 async def test_who_has_a_promise_does_not_wait_for_it_alone(bench: Bench) -> None:

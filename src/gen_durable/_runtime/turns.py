@@ -42,6 +42,7 @@ class Turns:
         self._free = size
         self._kept: list[Any] = []
         self._waiting: dict[Turn, None] = {}
+        self._silent = 0  # connections that commit, and have promised nothing to anybody
         self._spawn = spawn
         self._undo = undo  # a connection's transaction; it gives that back
         self._closed = False
@@ -67,13 +68,22 @@ class Turns:
         return self._kept.pop() if self._kept else None
 
     def promise(self, connection: Any) -> int | None:
-        """The mark of a step for which a connection that commits is to begin the next transaction; None: none waits."""
-        turn = self._next(None)
-        if turn is None or turn.promised:
-            return None
-        turn.promised = True
-        connection.turn = turn
-        return turn.mark
+        """The mark of a step for which a connection that commits is to begin the next transaction; None: of none.
+
+        The connections that commit already, and have promised nothing, come first, and so do the steps that they serve.
+        """
+        self._released(connection)
+        before = self._silent
+        for turn in self._waiting:
+            if turn.waits and not turn.promised:
+                if not before:
+                    turn.promised = True
+                    connection.turn = turn
+                    return turn.mark
+                before -= 1
+        connection.silent = True
+        self._silent += 1
+        return None
 
     def give(self, connection: Any) -> None:
         """A turn is over, and so is its transaction; the connection is None where it is closed."""
@@ -98,9 +108,11 @@ class Turns:
         self._released(connection)
         self.give(None)
 
-    @staticmethod
-    def _released(connection: Any) -> Turn | None:
+    def _released(self, connection: Any) -> Turn | None:
         """The step for which it has begun a transaction; one that it was only promised to waits as the others do."""
+        if connection.silent:
+            connection.silent = False
+            self._silent -= 1
         turn: Turn | None = connection.turn
         if turn is not None:
             turn.promised = False

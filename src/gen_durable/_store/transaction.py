@@ -107,6 +107,7 @@ class StepConnection(AsyncConnection[Any]):
     prepared: set[str]  # statements of ours that its session has
     begun = False  # the transaction of the next step is begun already
     turn: object = None  # that next step
+    silent = False  # it commits, and begins none
 
     async def wait(self, gen: Any, *args: Any, **options: Any) -> Any:
         """Every exchange with the server goes through here."""
@@ -150,6 +151,7 @@ class StepConnectionSync(Connection[Any]):
     prepared: set[str]
     begun = False
     turn: object = None
+    silent = False
 
     def wait(self, gen: Any, *args: Any, **options: Any) -> Any:
         """Every exchange with the server goes through here."""
