@@ -288,6 +288,14 @@ def plain(lane: int, *states: Any, **more: Any) -> dict[str, Any]:
     return given | {"parent_id": None, "parent_spawn": None} | more
 
 
+async def make(stage: Stage, queue: str) -> None:
+    """Makes the queue ``q`` paused or capped."""
+    if queue == "paused":
+        await stage.run("queues/pause", queue="q", paused=True)
+    elif queue == "capped":
+        await stage.ask("INSERT INTO {schema}.limits (kind, name, amount, changed_at) VALUES ('queue', 'q', 5, now())")
+
+
 @pytest.mark.parametrize("parent", [(None, None), (5, 2)])
 @pytest.mark.parametrize("worker", [None, 7, 8], ids=["no worker", "a worker", "one that is not there"])
 @pytest.mark.parametrize("queue", ["open", "paused", "capped"])
@@ -297,10 +305,7 @@ async def test_plain_comes_to_the_same_as_insert(
     """R17, R19, R20, R25: whichever statement it is, the rows are the same, and who is told of them."""
     lane = await stage.lane()
     await stage.register(7)
-    if queue == "paused":
-        await stage.run("queues/pause", queue="q", paused=True)
-    elif queue == "capped":
-        await stage.ask("INSERT INTO {schema}.limits (kind, name, amount, changed_at) VALUES ('queue', 'q', 5, now())")
+    await make(stage, queue)
     await stage.heard(ear)
     states = [{"a": [1, None, "\u00e9", 1.5e300]}, {}, {"b": {"c": "\\"}}]
     rows = [
@@ -333,10 +338,7 @@ async def test_one_comes_to_the_same_as_plain(stage: Stage, ear: Connection, que
     """R17, R19, R25: the same row, or none where it would not be a claim."""
     lane = await stage.lane()
     await stage.register(7)
-    if queue == "paused":
-        await stage.run("queues/pause", queue="q", paused=True)
-    elif queue == "capped":
-        await stage.ask("INSERT INTO {schema}.limits (kind, name, amount, changed_at) VALUES ('queue', 'q', 5, now())")
+    await make(stage, queue)
     await stage.heard(ear)
     state = {"a": [1, None, "\u00e9", 1.5e300], "b": {"c": "\\"}}
     ((known, _, at),) = await stage.run("inserting/plain", **plain(lane, state, notify=False, worker=worker))

@@ -59,6 +59,13 @@ async def bench() -> Bench:
     return made
 
 
+async def of_two(bench: Bench) -> tuple[Turns, Connection, Connection]:
+    """Turns for two, both taken."""
+    turns = bench.turns = Turns(2, bench._spawn, bench._undo)
+    assert await turns.take(Turn(8)) is await turns.take(Turn(9)) is None
+    return turns, Connection(), Connection()
+
+
 async def test_turns_are_given_in_order_and_never_more_than_there_are(bench: Bench) -> None:
     """A connection goes from hand to hand."""
     one = Connection()
@@ -85,10 +92,7 @@ async def test_a_transaction_is_begun_for_who_waits_and_for_nobody_else(bench: B
 
 async def test_it_goes_to_the_one_it_was_begun_for_though_another_came_first(bench: Bench) -> None:
     """A connection without a promise serves the first without one."""
-    turns = Turns(2, bench._spawn, bench._undo)
-    bench.turns = turns
-    one, two = Connection(), Connection()
-    assert await turns.take(Turn(8)) is await turns.take(Turn(9)) is None
+    turns, one, two = await of_two(bench)
     _, first = await bench.waiting(2)
     assert bench.commit(one) == 2
     _, second = await bench.waiting(3)
@@ -126,10 +130,7 @@ async def test_who_is_served_sooner_by_others_is_promised_nothing(bench: Bench) 
 
 async def test_who_has_a_promise_does_not_wait_for_it_alone(bench: Bench) -> None:
     """Another connection that is free serves it, if nobody else waits; what was begun for it is then undone."""
-    turns = Turns(2, bench._spawn, bench._undo)
-    bench.turns = turns
-    one, two = Connection(), Connection()
-    assert await turns.take(Turn(8)) is await turns.take(Turn(9)) is None
+    turns, one, two = await of_two(bench)
     _, first = await bench.waiting(2)
     assert bench.commit(one) == 2
     turns.give(two)

@@ -188,9 +188,8 @@ class LocalQueue:
         self.capped = False  # a cap of the whole cluster holds for it
         self.punctual = False  # none: it has steps with a rate, whose tokens count from their start
         self._run = run
-        self._context = (
-            copy_context()
-        )  # for executors: a step may make them, by an insert, and has variables of its own
+        # Of the executors: where a step's insert makes one, that must not have the step's own variables.
+        self._context = copy_context()
         self._parked: list[asyncio.Future[None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self.on_room: Callable[[], None] = lambda: None

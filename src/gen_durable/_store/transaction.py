@@ -263,7 +263,6 @@ def _opening(connection: StepConnection | StepConnectionSync, mark: int, idle: f
         words.insert(1, f"SET LOCAL idle_in_transaction_session_timeout = {milliseconds(idle)}".encode())
     if connection.begun:  # for another, which has given up
         words.insert(0, ROLLBACK)
-    take_over(connection)
     return b";".join(words)
 
 
@@ -275,13 +274,17 @@ def take_over(connection: StepConnection | StepConnectionSync) -> None:
 
 async def begin(connection: StepConnection, mark: int, idle: float) -> None:
     """Begins the transaction of the instance ``mark``."""
-    await exchanged(connection, asking(connection.pgconn, _opening(connection, mark, idle)))
+    words = _opening(connection, mark, idle)
+    take_over(connection)
+    await exchanged(connection, asking(connection.pgconn, words))
 
 
 def begin_sync(connection: StepConnectionSync, mark: int, idle: float) -> None:
     """The blocking twin."""
+    words = _opening(connection, mark, idle)
+    take_over(connection)
     with connection.lock:
-        connection.wait(asking(connection.pgconn, _opening(connection, mark, idle)))
+        connection.wait(asking(connection.pgconn, words))
 
 
 def steady(sql: Catalog) -> Request:
