@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from engine_support import LONG, Build, Seen, eventually
+from engine_support import LONG, Build, Seen, eventually, moment
 from test_births import worker_of
 
 from gen_durable import Await, Context, Done, Engine, Machine, Spawn, child, job, step
+from gen_durable._store.operation import Request
 
 Connect = Callable[[], Any]
 
@@ -240,3 +242,99 @@ async def _is(truth: bool) -> bool:
 
 async def _ended(engine: Engine, id_: int) -> bool:
     return (await engine.get(id_)).terminal
+
+
+class Asked:
+    """The statements of a worker's services, by name, in the order in which they were answered."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.names: list[str] = []
+        for link in worker_of(engine)._links:
+            link.fetch = self._asked(link.fetch)  # type: ignore[method-assign]
+
+    def _asked(self, fetch: Callable[[Request], Any]) -> Callable[[Request], Any]:
+        async def ask(request: Request) -> Any:
+            rows = await fetch(request)
+            self.names.append(request.statement.name)
+            return rows
+
+        return ask
+
+    async def more(self, name: str, than: int = 0) -> bool:
+        await eventually(lambda: self._are(name, than))
+        return True
+
+    async def _are(self, name: str, than: int) -> bool:
+        return self.names.count(name) > than
+
+
+@pytest.mark.parametrize("how", ["watch", "signal"])
+@pytest.mark.parametrize("lanes", [1, 2])
+async def test_a_row_that_was_locked_when_it_was_claimed_is_claimed_soon(
+    build: Build, connect: Connect, migrated: str, lanes: int, how: str
+) -> None:
+    """R19: who wants to be told of its end, or sends it a signal, locks it for a moment. The claim passes it by, nobody
+    tells of it, and the next poll is far away."""
+    machines = [leaf, waits, Parent, Listens][:lanes]
+    async with build(*machines, queues={"default": 5}, poll_interval=60) as engine:
+        await engine.pause_queue("default")
+        handle = await engine.insert(leaf.bind())
+        other = await connect()
+        await other.execute("BEGIN")
+        if how == "watch":
+            await other.execute(f"UPDATE {migrated}.instances SET watched = true")
+        else:
+            await engine.signal(handle.id, "go", conn=other)
+        asked = Asked(engine)
+        await engine.resume_queue("default")
+        await asked.more("claiming/claim")
+        await asked.more("claiming/left")
+        await other.execute("COMMIT")
+        assert await handle.result(timeout=LONG) == "leaf"
+
+
+async def test_a_locked_row_is_looked_at_less_and_less_often(build: Build, connect: Connect, migrated: str) -> None:
+    """R19: soon after a claim came back short, then after twice as long each time; and no more when nothing is left."""
+    async with build(leaf, queues={"default": 5}, poll_interval=60) as engine:
+        await engine.pause_queue("default")
+        handle = await engine.insert(leaf.bind())
+        other = await connect()
+        await other.execute("BEGIN")
+        await other.execute(f"UPDATE {migrated}.instances SET watched = true")
+        asked = Asked(engine)
+        await engine.resume_queue("default")
+        await asked.more("claiming/left", than=4)
+        at = asyncio.get_running_loop().time()
+        await asked.more("claiming/left", than=5)
+        assert asyncio.get_running_loop().time() - at > 0.3
+        await other.execute("COMMIT")
+        assert await handle.result(timeout=LONG) == "leaf"
+        await eventually(lambda: nothing_doubted(engine))
+        asked.names.clear()
+        await moment(0.3)
+        assert "claiming/left" not in asked.names
+        assert "claiming/claim" not in asked.names
+
+
+async def nothing_doubted(engine: Engine) -> bool:
+    queue = worker_of(engine).queues["default"]
+    return queue.empty and not queue.misses and queue.look_at > time.monotonic() + 30
+
+
+async def test_a_row_that_was_locked_when_its_time_came_runs_soon(
+    build: Build, connect: Connect, migrated: str
+) -> None:
+    """R14, R19: the same for a delay, whose timer passes locked rows by."""
+    async with build(leaf, poll_interval=60) as engine:
+        other = await connect()
+        asked = Asked(engine)
+        handle = await engine.insert(leaf.bind(), delay=1.0)
+        await other.execute("BEGIN")
+        await other.execute(f"UPDATE {migrated}.instances SET watched = true")
+        await other.execute(f"SELECT pg_sleep_until(due_at) FROM {migrated}.instances")
+        count = asked.names.count("timing/promote")
+        await asked.more("timing/promote", than=count + 1)
+        cursor = await other.execute(f"SELECT status FROM {migrated}.instances")
+        assert await cursor.fetchone() == (1,)
+        await other.execute("COMMIT")
+        assert await handle.result(timeout=LONG) == "leaf"

@@ -179,3 +179,17 @@ async def test_a_worker_that_is_not_in_the_table_gets_nothing(stage: Stage) -> N
     await stage.ask("DELETE FROM {schema}.workers")
     assert await stage.claim((lane, 0, 1), worker=7) == []
     assert len(await stage.claim((lane, 0, 1), worker=8)) == 1
+
+
+async def test_what_a_claim_has_passed_by_is_left(stage: Stage) -> None:
+    """R19: a row that somebody had locked, if only to be told of its end; not those that nobody can claim now."""
+    lanes = [await stage.lane(machine=name) for name in "abc"]
+    placed = await stage.insert(*[{"lane": lane} for lane in lanes], {"lane": lanes[2], "delay": 60})
+    other = await stage.connect()
+    async with other.transaction():
+        await stage.run("reading/watch", on=other, id=placed[1])
+        assert ids(await stage.claim(*[(lane, 0, 10) for lane in lanes])) == [placed[0], placed[2]]
+        assert await stage.run("claiming/left", lanes=lanes) == [(lanes[1],)]
+        assert await stage.run("claiming/left", lanes=[lanes[0], lanes[2]]) == []
+    assert ids(await stage.claim(*[(lane, 0, 10) for lane in lanes])) == [placed[1]]
+    assert await stage.run("claiming/left", lanes=lanes) == []

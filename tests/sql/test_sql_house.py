@@ -148,6 +148,7 @@ async def test_every_statement_runs_with_an_empty_search_path(stage: Stage) -> N
         "names": ["n"], "most": 10, "shown": 1,
     }  # fmt: skip
     arrays: dict[str, Any] = {
+        "claiming/left": {"lanes": [1]},
         "testing/due": {"lanes": [1]},
         "signalling/send": {"lanes": [1]},
         "workers/register": {"lanes": [1], "queues": "{}"},

@@ -191,11 +191,11 @@ async def test_promote_brings_due_rows_forward_in_order_and_says_when_to_come_ag
     """R14, R19"""
     q, r = await stage.lane("q"), await stage.lane("r")
     placed = await stage.insert(*[{"lane": q, "delay": 100 + n} for n in range(4)], {"lane": r, "delay": 50})
-    ((count, told, until, _),) = await stage.run("timing/promote", batch=10)
+    ((count, told, until, *_),) = await stage.run("timing/promote", batch=10)
     assert (count, told) == (0, 0)
     assert 40 < until <= 50
     await stage.ask("UPDATE {schema}.instances SET due_at = due_at - interval '102.5 s'")
-    ((count, _, until, _),) = await stage.run("timing/promote", batch=2)
+    ((count, _, until, *_),) = await stage.run("timing/promote", batch=2)
     assert count == 2
     assert 0 < until <= 0.5
     assert await stage.row(placed[4], "status") == (0,)
@@ -209,7 +209,7 @@ async def test_promote_brings_due_rows_forward_in_order_and_says_when_to_come_ag
 
 
 async def test_promote_says_so_when_nothing_is_scheduled(stage: Stage) -> None:
-    assert await stage.run("timing/promote", batch=10) == [(0, 0, None, None)]
+    assert await stage.run("timing/promote", batch=10) == [(0, 0, None, None, False)]
 
 
 async def test_two_promoters_do_not_wait_for_each_other(stage: Stage) -> None:
@@ -220,6 +220,19 @@ async def test_two_promoters_do_not_wait_for_each_other(stage: Stage) -> None:
     async with other.transaction():
         assert (await stage.run("timing/promote", batch=3, on=other))[0][0] == 3
         assert (await stage.run("timing/promote", batch=3))[0][0] == 1
+
+
+async def test_promote_says_whether_it_has_passed_rows_by(stage: Stage) -> None:
+    """R19: one that somebody has locked while its time came is nobody's to tell of."""
+    lane = await stage.lane()
+    placed = await stage.insert(*[{"lane": lane, "delay": 1}] * 2)
+    await stage.ask("UPDATE {schema}.instances SET due_at = due_at - interval '1 h'")
+    other = await stage.connect()
+    async with other.transaction():
+        await stage.run("reading/watch", on=other, id=placed[0])
+        assert (await stage.run("timing/promote", batch=10))[0] == (1, 1, None, None, True)
+        assert (await stage.run("timing/promote", batch=10))[0] == (0, 0, None, None, True)
+    assert (await stage.run("timing/promote", batch=10))[0] == (1, 1, None, None, False)
 
 
 # Lanes and queues ---------------------------------------------------------------------------------

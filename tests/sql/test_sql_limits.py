@@ -232,7 +232,7 @@ async def test_parked_and_sleeping_rows_hold_nothing_and_come_back_to_the_line(s
         assert (await stage.admit(KEY)).queues == {"q": 1}
     assert (id_, await statuses(stage)) == (two, {one: 0, two: 1})
     await stage.ask("UPDATE {schema}.instances SET due_at = {clock} WHERE id = %s", two)
-    ((promoted, _, _, look),) = await stage.run("timing/promote", batch=10)
+    ((promoted, _, _, look, _),) = await stage.run("timing/promote", batch=10)
     assert (promoted, look) == (1, 0)
     assert await statuses(stage) == {one: 0, two: 5}
 

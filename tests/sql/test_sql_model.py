@@ -375,7 +375,7 @@ class Waiting(RuleBasedStateMachine):
         due = data.draw(st.lists(st.sampled_from(some), unique_by=lambda one: one.id)) if some else []
         for one in due:
             self.push_due(one.id, -1.0)
-        ((count, _, _, _),) = self.wire.statement("timing/promote", batch=100)
+        ((count, *_),) = self.wire.statement("timing/promote", batch=100)
         assert count == len(due)
         for one in due:
             self.model.promoted(one)

@@ -11,7 +11,7 @@ import msgspec
 
 from gen_durable._runtime.held import Held, LocalQueue
 from gen_durable._runtime.link import Link, LinkClosed, LinkDown
-from gen_durable._runtime.service import Service
+from gen_durable._runtime.service import Service, patience
 from gen_durable._store.operation import Catalog, Operation, Request, Row
 from gen_durable.events import ClaimEvent, Hooks, emit
 from gen_durable.machine import MachineSpec
@@ -101,6 +101,7 @@ class Claimer(Service):
             return self._poll_interval
         for queue in self._queues:
             await self._give_back_stuck(queue, now)
+        await self._look_for_left(now)
         wanted = self._wanted(now)
         if not wanted:
             return self._sleep(now)
@@ -113,15 +114,13 @@ class Claimer(Service):
             return {}
         wanted = {}
         for queue in self._queues:
-            if (queue.empty and now < queue.look_at) or queue.paused or not queue.lanes:
+            if queue.empty or queue.paused or not queue.lanes:
                 continue
             capacity = queue.concurrency + queue.ahead
             room = min(capacity - queue.load, self._most)
             # Whole batches: when half of the room is free, or when nothing waits to be started.
             if room > 0 and (not queue.buffer or room * 2 >= capacity):
                 wanted[queue] = room
-            else:
-                queue.empty = False  # it is time to look, so that room is wanted: no looking at the clock until then
         return wanted
 
     async def claim(self, wanted: dict[LocalQueue, int]) -> None:
@@ -158,7 +157,10 @@ class Claimer(Service):
             if queue.backlog:
                 queue.empty = False
             elif queue.empty:
-                queue.look_at = now + self._patience(queue, count)
+                queue.misses = 0 if count else queue.misses + 1
+                # Under a cap there always is more than may be claimed.
+                soon = patience(queue.misses + 4 if queue.capped else queue.misses)
+                queue.look_at = now + min(soon, self._poll_interval)
             self._adapt(queue, now)
             if count:
                 queue.put(got[queue])
@@ -192,16 +194,34 @@ class Claimer(Service):
         allowed = {queue: room for queue, room in allowed.items() if room > 0}
         return (yield self._request(allowed)) if allowed else []
 
-    def _patience(self, queue: LocalQueue, count: int) -> float:
-        """Seconds until the next look at a queue that gave fewer rows than asked for.
+    async def _look_for_left(self, now: float) -> None:
+        """Asks whether queues still have due rows: a moment after a claim that came back short, then once in a while.
 
-        Over several lanes a claim that races with another worker's can come back short, or with nothing, though there
-        are rows: it looks again soon, then less and less soon.
+        What somebody had locked in that moment, if only to be told of its end, the claim has passed by; and over
+        several lanes one that races with another worker's can come back short as well. Nobody would tell of such rows.
         """
-        if len(queue.lanes) < 2:
-            return self._poll_interval
-        queue.misses = 0 if count else queue.misses + 1
-        return min(0.01 * 4.0 ** min(queue.misses, 20), self._poll_interval)
+        asked = []
+        for queue in self._queues:
+            if queue.empty and now >= queue.look_at and not queue.paused:
+                if queue.load < queue.concurrency + queue.ahead:
+                    asked.append(queue)
+                else:
+                    queue.empty = False  # room is wanted: no looking at the clock until then
+        lanes = [lane for queue in asked for lane in queue.lanes]
+        if not lanes:
+            return
+        try:
+            left = {lane for (lane,) in await self._link.fetch(self._sql["claiming/left"].bind(lanes=lanes))}
+        except BaseException:
+            for queue in asked:
+                queue.empty = False
+            raise
+        for queue in asked:
+            if left.isdisjoint(queue.lanes):
+                queue.misses = 0
+                queue.look_at = now + self._poll_interval
+            else:
+                queue.empty = False
 
     def _must_wait(self, held: Held) -> bool:
         """Whether a row whose next crash is its last is to wait for another of the kind.

@@ -182,7 +182,7 @@ class LocalQueue:
         self.empty = False  # the last claim got fewer than it asked for, and nothing has been announced since
         self.backlog = False  # the last claim got all that it asked for
         self.look_at = 0.0  # when to look again all the same (monotonic)
-        self.misses = 0  # claims in a row that found nothing, where other workers may have been at it
+        self.misses = 0  # claims in a row that got nothing, since one got some or nothing was left
         self.bytes = 1.0  # of state that a row has, lately
         self.ahead = 0  # how many to hold beyond what runs
         self.capped = False  # a cap of the whole cluster holds for it

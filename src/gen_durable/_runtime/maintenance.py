@@ -11,7 +11,7 @@ import msgspec
 import psycopg
 
 from gen_durable._runtime.link import Link
-from gen_durable._runtime.service import Service
+from gen_durable._runtime.service import Service, patience
 from gen_durable._store.operation import Catalog
 from gen_durable.events import Hooks, ReapedEvent, WorkerDeadEvent, emit
 
@@ -45,12 +45,13 @@ class Timers(Service):
         self._announce = announce
         self._limits = limits  # is told in how many seconds lines of limits need a look
         self._next_at = 0.0
+        self._misses = 0  # passes in a row that found nothing but locked rows
 
     async def once(self) -> float:
         """Promotes what is due; sleeps until the database's clock reaches the next."""
         self._next_at = math.inf  # what is expected while the statement runs may be missing in its answer
         rows = await self._link.fetch(self._sql["timing/promote"].bind(batch=BATCH))
-        count, _, until_next, look_in = rows[0]
+        count, _, until_next, look_in, passed_by = rows[0]
         if look_in is not None:
             self._limits(look_in)
         if count:
@@ -58,6 +59,9 @@ class Timers(Service):
         if count == BATCH:
             return 0.0
         delay = self._poll_interval if until_next is None else min(until_next, self._poll_interval)
+        self._misses = self._misses + 1 if passed_by and not count else 0
+        if passed_by:
+            delay = min(delay, patience(self._misses))
         self._next_at = time.monotonic() + delay
         return max(float(delay), 0.0005)
 

@@ -9,9 +9,19 @@ import psycopg
 
 from gen_durable._runtime.link import LinkDown
 
-__all__ = ["Service"]
+__all__ = ["Service", "patience"]
 
 log = logging.getLogger("gen_durable")
+
+AGAIN_SECONDS = 0.01  # until the first look again
+
+
+def patience(misses: int) -> float:
+    """Seconds until a look again at rows that somebody had locked, by how many looks have missed them so far.
+
+    It doubles: a row is found after as long again as it was locked, at most.
+    """
+    return AGAIN_SECONDS * 2.0 ** min(misses, 20)
 
 
 class Service:

@@ -7,7 +7,8 @@
 -- Guard: SKIP LOCKED under the status filter. A signal or a child's end that commits first has woken the row; one that
 --   comes after finds it awake, and is seen by the claim.
 -- Answer: how many were promoted; notifications; seconds until the next is due, null when there is none; seconds until
---   limits need a look (admit.sql), null when none does.
+--   limits need a look (admit.sql), null when none does; whether somebody had locked rows that
+--   are due, null when there were enough others.
 WITH picked AS MATERIALIZED (
     SELECT i.id
     FROM {schema}.instances i
@@ -43,4 +44,13 @@ SELECT (SELECT count(*) FROM due), (SELECT count(*) FROM told),
     CASE WHEN EXISTS (SELECT 1 FROM knocked) OR EXISTS (SELECT 1 FROM {schema}.knocks) THEN 0 ELSE (
         SELECT greatest(extract(epoch FROM w.wake_at - {clock}), 0)::float8
         FROM {schema}.lines w WHERE w.wake_at IS NOT NULL ORDER BY w.wake_at LIMIT 1
+    ) END,
+    CASE WHEN (SELECT count(*) FROM picked) < %(batch)s::int THEN (SELECT count(*) FROM picked) < (
+        SELECT count(*)
+        FROM (
+            SELECT FROM {schema}.instances i
+            WHERE i.status IN (1, 3, 4) AND i.due_at < 'infinity' AND i.due_at <= {clock}
+            ORDER BY i.due_at
+            LIMIT %(batch)s::int
+        ) d
     ) END
