@@ -85,6 +85,7 @@ class Transactor:
 
     async def close(self) -> None:
         """Ends what is under way; the lease gives it back."""
+        await asyncio.sleep(0)  # a task that is cancelled before it begins would never close its connection
         for task in self._tasks:
             task.cancel()
         if self._tasks:
