@@ -131,6 +131,13 @@ def execute(url: str, sql: str) -> object:
         return row[0] if row else None
 
 
+def rounds(url: str) -> int:
+    """In how many the password of the superuser is hashed."""
+    return int(
+        str(execute(url, "SELECT split_part(split_part(rolpassword, '$', 2), ':', 1) FROM pg_authid WHERE oid = 10"))
+    )
+
+
 def postmaster_of(path: Path) -> int:
     pid = embedded.status(path).pid
     assert pid is not None
@@ -192,6 +199,7 @@ class TestStart:
         assert parts.password not in repr(embedded.status(place / "pg"))
         socket_url = f"postgresql://postgres:{parts.password}@/postgres?host={place / 'pg' / 'data'}&port={parts.port}"
         assert execute(socket_url, "SELECT 1") == 1
+        assert rounds(url) >= 4096  # some drivers refuse fewer
         for wrong in (url.replace(parts.password, "wrong"), socket_url.replace(parts.password, "wrong")):
             with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
                 psycopg.connect(wrong)
@@ -298,6 +306,7 @@ class TestTemporary:
         with embedded.temporary(settings={"work_mem": "8MB"}) as url:
             folder = Path(str(execute(url, "SHOW data_directory"))).parent
             assert execute(url, "SHOW work_mem") == "8MB"
+            assert rounds(url) == 1  # of a password of 128 random bits: quick to connect
             assert processes_of(folder)
         assert processes_of(folder) == []
         assert not folder.exists()

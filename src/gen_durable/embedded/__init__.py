@@ -177,7 +177,7 @@ def temporary(
         folder.path.chmod(0o711)
         programs = _server.choose_programs(folder, binaries)
         programs.identity.own(folder.path)  # so that the watching shell can remove it
-        _server.initialise(folder, programs, sync=False, deadline=deadline)
+        _server.initialise(folder, programs, lasting=False, deadline=deadline)
         url, shell = _server.launch(folder, programs, merged, port=None, deadline=deadline, watched=True)
         yield url
     finally:
@@ -207,7 +207,7 @@ def _start(
         return url
     programs = _server.choose_programs(folder, binaries)
     if not folder.data.exists():
-        _server.initialise(folder, programs, sync=True, deadline=deadline)
+        _server.initialise(folder, programs, lasting=True, deadline=deadline)
     return _server.launch(folder, programs, settings, port=port, deadline=deadline)[0]
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import hmac
 import os
 import re
 import secrets
@@ -28,6 +31,10 @@ OWNED = {
     "unix_socket_directories": "its socket is in the data folder",
     "data_directory": "pass path= instead",
 }
+# The rounds in which a password is hashed make one that people choose costly to guess. Ours is 128 random bits, and a
+# throw-away server does with one round: more would cost each new connection more than all the rest. Some drivers of
+# other languages refuse fewer than this many (RFC 7677), so a server that stays has them.
+ROUNDS = 4096
 # The shell gets the server's lock as standard output and hands it on as the server's standard input, so that
 # only the server holds it. Detached: the shell ends, the server stays. Watched: standard input is a pipe from
 # the owner; when it closes, however the owner ended, the server is stopped at once and its folder removed.
@@ -87,13 +94,16 @@ def choose_programs(folder: Folder, binaries: str | os.PathLike[str] | None) -> 
     raise EmbeddedError(_identity.explain(folder.path, reasons))
 
 
-def initialise(folder: Folder, programs: Programs, *, sync: bool, deadline: float) -> None:
-    """Make the cluster beside its place, then rename it: ``data`` is whole or absent."""
+def initialise(folder: Folder, programs: Programs, *, lasting: bool, deadline: float) -> None:
+    """Make the cluster beside its place, then rename it: ``data`` is whole or absent.
+
+    With ``lasting`` it is safe on disk at the end.
+    """
     folder.sweep()
     stage = Path(tempfile.mkdtemp(prefix=".initdb-", dir=folder.path))
     password = secrets.token_hex(16)
     secret = stage / "password"
-    _write(secret, password)
+    _write(secret, _scram_secret(password, ROUNDS if lasting else 1))
     programs.identity.own(stage, secret)
     command = [
         *programs.identity.prefix,
@@ -104,7 +114,7 @@ def initialise(folder: Folder, programs: Programs, *, sync: bool, deadline: floa
         f"--pwfile={secret}",
         "--encoding=UTF8",
         *_locale(programs.major),
-        *([] if sync else ["--no-sync"]),
+        *([] if lasting else ["--no-sync"]),
     ]
     try:
         done = subprocess.run(
@@ -135,6 +145,17 @@ def _locale(major: int) -> list[str]:
     if major >= 17:  # the builtin one does not depend on what the system has installed
         return ["--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"]
     return ["--locale=C.UTF-8" if sys.platform == "linux" else "--locale=C"]
+
+
+def _scram_secret(password: str, rounds: int) -> str:
+    """What the server keeps of a password (RFC 5802, section 3; the form is that of ``pg_authid.rolpassword``)."""
+    salt = secrets.token_bytes(16)
+    salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, rounds)
+    stored = hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()
+    salt_, stored_, server_ = (
+        base64.b64encode(part).decode() for part in (salt, stored, hmac.digest(salted, b"Server Key", "sha256"))
+    )
+    return f"SCRAM-SHA-256${rounds}:{salt_}${stored_}:{server_}"
 
 
 def _write(path: Path, text: str) -> None:
