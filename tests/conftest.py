@@ -13,6 +13,7 @@ from gen_durable import Engine
 from gen_durable._store.connection import open_connection
 from gen_durable._store.operation import Row
 from gen_durable.config import ENVIRONMENT
+from schema_pool import SchemaPool
 
 pytest_plugins = ["gen_durable.pytest_plugin"]
 
@@ -30,20 +31,29 @@ def _no_database_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
+@pytest.fixture(scope="session")
+def schema_pool(database_url: str) -> Iterator[SchemaPool]:
+    """Where schemas come from."""
+    pool = SchemaPool(database_url)
+    yield pool
+    pool.close()
+
+
 @pytest.fixture
-def schema(database_url: str) -> Iterator[str]:
+def schema(request: pytest.FixtureRequest, schema_pool: SchemaPool) -> Iterator[str]:
     """A schema name of the test's own; what is in it goes with the test. With the clock of production."""
-    name = f"t_{uuid.uuid4().hex[:12]}"
+    name = schema_pool.take() if "migrated" in request.fixturenames else f"t_{uuid.uuid4().hex[:12]}"
     yield name
-    with psycopg.connect(database_url, autocommit=True) as connection:
-        connection.execute("SET client_min_messages = error")
-        connection.execute(f"DROP SCHEMA IF EXISTS {name} CASCADE".encode())
+    if schema_pool.has(name):
+        schema_pool.give_back(name)
+    else:
+        schema_pool.drop(name)
 
 
 @pytest.fixture
-async def migrated(database_url: str, schema: str) -> str:
+def migrated(schema: str, schema_pool: SchemaPool) -> str:
     """The same, migrated."""
-    await Engine(database_url, schema=schema, name=schema).migrate()
+    assert schema_pool.has(schema), "ask for it by name, so that it is there from the start"
     return schema
 
 
