@@ -331,7 +331,8 @@ async def test_a_cancelled_step_makes_room_for_what_waits(build: Build, where: s
         finally:
             await cleaned.wait()
 
-    async with build(stay, queues={"default": 1}, poll_interval=60) as engine, build(stay, queues={}) as web:
+    settings: dict[str, Any] = {"queues": {"default": 1}, "poll_interval": 60, "drain_timeout": 0.1}
+    async with build(stay, **settings) as engine, build(stay, queues={}) as web:
         queue = worker_of(engine).queues["default"]
         first = await engine.insert(stay.bind(n=1))
         await eventually(lambda: true(runs == [1]))

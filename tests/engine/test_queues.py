@@ -292,5 +292,5 @@ async def test_a_big_backlog_that_waits_does_not_hold_up_what_is_due(build: Buil
         await engine.insert_many(BulkItem(a.bind(n=n), delay=3600, priority=-1) for n in range(4000))
         for n in range(10):
             handle = await engine.insert(b.bind(n=n))
-            await handle.result(timeout=2)
+            await handle.result(timeout=20)
     assert ran == [("b", n) for n in range(10)]
