@@ -15,7 +15,7 @@ from harness import Chaos, Client, Process, until
 from gen_durable import Engine
 
 # The acceptance run: GEN_DURABLE_CHAOS_JOBS=100000 GEN_DURABLE_CHAOS_SECONDS=30
-JOBS = int(os.environ.get("GEN_DURABLE_CHAOS_JOBS", "5000"))
+JOBS = int(os.environ.get("GEN_DURABLE_CHAOS_JOBS", "3000"))
 SECONDS = float(os.environ.get("GEN_DURABLE_CHAOS_SECONDS", "8"))
 CHAINS = max(JOBS // 100, 1)
 CHAIN_STEPS = 20

@@ -24,7 +24,7 @@ from gen_durable.errors import DuplicateInstance, NoSuchInstance
 
 # The acceptance run: GEN_DURABLE_LIMIT_JOBS=20000 GEN_DURABLE_LIMIT_KILLS=1000 GEN_DURABLE_LIMIT_WORKERS=8
 # GEN_DURABLE_LIMIT_SECONDS=30 GEN_DURABLE_HUNT_SECONDS=120
-JOBS = int(os.environ.get("GEN_DURABLE_LIMIT_JOBS", "1800"))
+JOBS = int(os.environ.get("GEN_DURABLE_LIMIT_JOBS", "1200"))
 KILLS = int(os.environ.get("GEN_DURABLE_LIMIT_KILLS", "8"))
 WORKERS = int(os.environ.get("GEN_DURABLE_LIMIT_WORKERS", "3"))
 SECONDS = float(os.environ.get("GEN_DURABLE_LIMIT_SECONDS", "3"))

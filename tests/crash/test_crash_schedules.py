@@ -16,7 +16,7 @@ from harness import Chaos, Client, Process, until
 from gen_durable import Engine
 
 # The acceptance run: GEN_DURABLE_SCHEDULE_SECONDS=60
-SECONDS = float(os.environ.get("GEN_DURABLE_SCHEDULE_SECONDS", "20"))
+SECONDS = float(os.environ.get("GEN_DURABLE_SCHEDULE_SECONDS", "12"))
 SECOND = timedelta(seconds=1)
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(60 + 5 * SECONDS)]

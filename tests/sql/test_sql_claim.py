@@ -193,3 +193,18 @@ async def test_what_a_claim_has_passed_by_is_left(stage: Stage) -> None:
         assert await stage.run("claiming/left", lanes=[lanes[0], lanes[2]]) == []
     assert ids(await stage.claim(*[(lane, 0, 10) for lane in lanes])) == [placed[1]]
     assert await stage.run("claiming/left", lanes=lanes) == []
+
+
+async def test_what_is_put_off_is_told_to_the_timers(stage: Stage, ear: Connection) -> None:
+    """R19, R25: all of them: the worker that puts it off may be the next to die."""
+    lane = await stage.lane()
+    await stage.insert({"lane": lane})
+    ((id_, rev, *_),) = await stage.claim((lane, 0, 1))
+    await stage.heard(ear)
+    claims = f'[{{"id": {id_}, "rev": {rev}}}]'
+    ((count, _, seconds),) = await stage.run("claiming/postpone", worker=7, claims=claims, seconds=10.0)
+    assert count == 1
+    assert 0.9 < seconds <= 10
+    assert await stage.heard(ear) == ["t:"]
+    assert await stage.run("claiming/postpone", worker=7, claims=claims, seconds=10.0) == [(0, 0, None)]
+    assert await stage.heard(ear) == []

@@ -79,6 +79,7 @@ class Claimer(Service):
         self.failing = False  # the last claim failed
         self.closing = False
         self.on_rates: Callable[[set[str]], None] = lambda lines: None  # rows with these rates were claimed
+        self.on_put_off: Callable[[float], None] = lambda seconds: None  # rows are due again in so many seconds
         self._cancelled: dict[Claim, None] = {}  # in the order in which we heard of it
         self.looks = 0  # how many looks for lost claims have begun
         self.held_up = False  # too many outcomes wait for their commit: to be woken when they are fewer
@@ -241,10 +242,12 @@ class Claimer(Service):
         listed = msgspec.json.encode([{"id": id_, "rev": rev} for id_, rev in sorted(claims)]).decode()
         request = self._sql["claiming/postpone"].bind(worker=self._worker, claims=listed, seconds=WAIT_SECONDS)
         try:
-            await self._link.fetch(request)
+            ((count, _, delay),) = await self._link.fetch(request)
         except BaseException:
             self._check_at = 0.0  # they are found there
             raise
+        if count:
+            self.on_put_off(delay)
 
     def note_cancelled(self, id_: int, rev: int) -> None:
         """A claim was cancelled that we don't hold: its answer, should it be on its way, comes too late."""

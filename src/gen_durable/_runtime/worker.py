@@ -163,6 +163,7 @@ class Worker(Listener):
         )
         self._pruner = Pruner(self._link("pruner", LONG_STATEMENT), self._sql)
         self._claimer.on_rates = self._admitter.drawn
+        self._claimer.on_put_off = self._timers.expect
         for queue in self.queues.values():
             queue.on_room = self._claimer.wake
             queue.commits_wait = self._flusher.wants_turn
