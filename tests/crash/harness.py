@@ -12,12 +12,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psycopg
 
 from gen_durable import Engine, embedded
 from gen_durable._store.connection import fetch_sync
 from gen_durable._store.operation import catalog
+from gen_durable.embedded._server import scram_secret
 from gen_durable.status import TransitionKind
 
 WORKER = Path(__file__).with_name("chaos_worker.py")
@@ -95,6 +97,7 @@ class Chaos:
         self.processes: list[Process] = []
         self._offset = 0
         self._notes: list[dict[str, Any]] = []
+        self._connection: psycopg.Connection[Any] | None = None
 
     # Processes ------------------------------------------------------------------------------------
 
@@ -141,6 +144,7 @@ class Chaos:
     def close(self) -> None:
         for process in self.processes:
             process.end()
+        self._disconnect()
 
     # What can be seen -----------------------------------------------------------------------------
 
@@ -149,13 +153,20 @@ class Chaos:
         deadline = time.monotonic() + PATIENCE
         while True:
             try:
-                with psycopg.connect(self.url, autocommit=True) as connection:
-                    cursor = connection.execute(query.replace("{schema}", self.schema).encode(), parameters)
-                    return [] if cursor.description is None else cursor.fetchall()
+                if self._connection is None:
+                    self._connection = psycopg.connect(self.url, autocommit=True)
+                cursor = self._connection.execute(query.replace("{schema}", self.schema).encode(), parameters)
+                return [] if cursor.description is None else cursor.fetchall()
             except psycopg.OperationalError:
+                self._disconnect()
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.05)  # it comes back by itself, and tells nobody
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
     def notes(self, kind: str, **fields: Any) -> list[dict[str, Any]]:
         """What the workers have noted so far."""
@@ -198,6 +209,11 @@ class Server:
         self.path = path
         self.url = embedded.start(path)
         self._port = embedded.status(path).port
+        # The same password, hashed as quickly as a throw-away server's: these tests connect a great deal.
+        password = urlsplit(self.url).password
+        assert password
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute(f"ALTER ROLE postgres PASSWORD '{scram_secret(password, 1)}'".encode())
 
     def crash(self) -> None:
         """What ``pg_ctl stop -m immediate`` sends, which itself refuses to run as root: no checkpoint, no farewell."""

@@ -103,7 +103,7 @@ def initialise(folder: Folder, programs: Programs, *, lasting: bool, deadline: f
     stage = Path(tempfile.mkdtemp(prefix=".initdb-", dir=folder.path))
     password = secrets.token_hex(16)
     secret = stage / "password"
-    _write(secret, _scram_secret(password, ROUNDS if lasting else 1))
+    _write(secret, scram_secret(password, ROUNDS if lasting else 1))
     programs.identity.own(stage, secret)
     command = [
         *programs.identity.prefix,
@@ -147,7 +147,7 @@ def _locale(major: int) -> list[str]:
     return ["--locale=C.UTF-8" if sys.platform == "linux" else "--locale=C"]
 
 
-def _scram_secret(password: str, rounds: int) -> str:
+def scram_secret(password: str, rounds: int) -> str:
     """What the server keeps of a password (RFC 5802, section 3; the form is that of ``pg_authid.rolpassword``)."""
     salt = secrets.token_bytes(16)
     salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, rounds)
