@@ -91,6 +91,7 @@ class Claimer(Service):
             if queue is None or local.name == queue:
                 local.empty = False
                 local.look_at = 0.0
+                local.misses = 0
                 self.wake()
 
     async def once(self) -> float:
@@ -103,6 +104,8 @@ class Claimer(Service):
         for queue in self._queues:
             await self._give_back_stuck(queue, now)
         await self._look_for_left(now)
+        if self.closing:
+            return self._poll_interval
         wanted = self._wanted(now)
         if not wanted:
             return self._sleep(now)
@@ -154,14 +157,16 @@ class Claimer(Service):
         passed_by = len(rows) - sum(map(len, got.values()))
         for queue, room in wanted.items():
             count = len(got.get(queue, ()))
+            if count:
+                queue.misses = 0
             queue.backlog = count + passed_by >= room
             if queue.backlog:
                 queue.empty = False
             elif queue.empty:
-                queue.misses = 0 if count else queue.misses + 1
                 # Under a cap there always is more than may be claimed.
                 soon = patience(queue.misses + 4 if queue.capped else queue.misses)
                 queue.look_at = now + min(soon, self._poll_interval)
+                queue.doubted = True
             self._adapt(queue, now)
             if count:
                 queue.put(got[queue])
@@ -178,9 +183,9 @@ class Claimer(Service):
 
     def _request(self, wanted: dict[LocalQueue, int]) -> Request:
         wants = [
-            {"lane": lane, "pool": pool, "room": room, "solo": len(queue.lanes) == 1, "counted": queue.capped}
+            {"lane": lane, "pool": pool, "room": share, "solo": solo, "counted": queue.capped}
             for pool, (queue, room) in enumerate(wanted.items())
-            for lane in queue.lanes
+            for lane, share, solo in _shares(queue, room)
         ]
         return self._sql["claiming/claim"].bind(worker=self._worker, wants=msgspec.json.encode(wants).decode())
 
@@ -204,25 +209,29 @@ class Claimer(Service):
         asked = []
         for queue in self._queues:
             if queue.empty and now >= queue.look_at and not queue.paused:
-                if queue.load < queue.concurrency + queue.ahead:
+                if queue.doubted or queue.load < queue.concurrency + queue.ahead:
                     asked.append(queue)
                 else:
-                    queue.empty = False  # room is wanted: no looking at the clock until then
+                    queue.empty = False  # it claims when there is room: no looking at the clock until then
         lanes = [lane for queue in asked for lane in queue.lanes]
         if not lanes:
             return
         try:
             left = {lane for (lane,) in await self._link.fetch(self._sql["claiming/left"].bind(lanes=lanes))}
         except BaseException:
+            self.failing = True
             for queue in asked:
                 queue.empty = False
             raise
         for queue in asked:
-            if left.isdisjoint(queue.lanes):
+            queue.doubted = False
+            queue.left = [lane for lane in queue.lanes if lane in left]
+            if queue.left:
+                queue.misses += 1
+                queue.empty = False
+            else:
                 queue.misses = 0
                 queue.look_at = now + self._poll_interval
-            else:
-                queue.empty = False
 
     def _must_wait(self, held: Held) -> bool:
         """Whether a row whose next crash is its last is to wait for another of the kind.
@@ -371,6 +380,19 @@ class Claimer(Service):
             if queue.buffer:
                 until = min(until, now + STUCK_SECONDS)
         return max(until - now, HELD_UP_SECONDS if self.held_up else 0.001)
+
+
+def _shares(queue: LocalQueue, room: int) -> list[tuple[int, int, bool]]:
+    """The lanes of a queue to claim from: for each how many rows, and whether it is not to be merged with the others.
+
+    Merging counts rows that are locked, so these could take the room from other lanes' rows. What was left of an
+    earlier claim is therefore claimed lane by lane, in turn where there is not room for all.
+    """
+    if len(queue.lanes) == 1 or not queue.misses:
+        return [(lane, room, len(queue.lanes) == 1) for lane in queue.lanes]
+    first = queue.misses % len(queue.left)
+    lanes = (queue.left[first:] + queue.left[:first])[:room]
+    return [(lane, room // len(lanes), True) for lane in lanes]
 
 
 def _urgency(held: Held) -> Any:

@@ -182,7 +182,9 @@ class LocalQueue:
         self.empty = False  # the last claim got fewer than it asked for, and nothing has been announced since
         self.backlog = False  # the last claim got all that it asked for
         self.look_at = 0.0  # when to look again all the same (monotonic)
-        self.misses = 0  # claims in a row that got nothing, since one got some or nothing was left
+        self.doubted = False  # that look is for what the last claim may have passed by
+        self.left: list[int] = []  # the lanes in which the last look has seen due rows
+        self.misses = 0  # looks in a row that have seen some, since a claim got any or something was announced
         self.bytes = 1.0  # of state that a row has, lately
         self.ahead = 0  # how many to hold beyond what runs
         self.capped = False  # a cap of the whole cluster holds for it

@@ -49,6 +49,7 @@ class Timers(Service):
 
     async def once(self) -> float:
         """Promotes what is due; sleeps until the database's clock reaches the next."""
+        planned = time.monotonic() >= self._next_at - 0.001
         self._next_at = math.inf  # what is expected while the statement runs may be missing in its answer
         rows = await self._link.fetch(self._sql["timing/promote"].bind(batch=BATCH))
         count, _, until_next, look_in, passed_by = rows[0]
@@ -59,7 +60,7 @@ class Timers(Service):
         if count == BATCH:
             return 0.0
         delay = self._poll_interval if until_next is None else min(until_next, self._poll_interval)
-        self._misses = self._misses + 1 if passed_by and not count else 0
+        self._misses = self._misses + 1 if passed_by and not count and planned else 0
         if passed_by:
             delay = min(delay, patience(self._misses))
         self._next_at = time.monotonic() + delay
