@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 from engine_support import LONG, Build, eventually, moment
-from test_births import worker_of
+from test_births import quiet, worker_of
 from test_locked_rows import Asked, Connect, leaf, nothing_doubted
 from test_woken_claims import true
 
@@ -143,12 +143,12 @@ async def test_a_look_at_a_full_queue_finds_nothing_where_nothing_is(build: Buil
     async def stay() -> None:
         await go.wait()
 
-    async with build(stay, queues={"default": 1}, poll_interval=FAR) as engine:
+    async with quiet(build, stay, queues={"default": 1}) as engine:
         worker = worker_of(engine)
         queue = worker.queues["default"]
-        await eventually(lambda: nothing_doubted(engine))
+        worker.notified = lambda message: None  # type: ignore[method-assign]  # of the insert: it may be late
         staying = await engine.insert(stay.bind())
-        await eventually(lambda: true(queue.running == 1))
+        await eventually(lambda: true(queue.running == 1 and not worker._claimer.claiming))
         asked = Asked(engine)
         queue.empty, queue.look_at, queue.doubted = True, 0.0, True  # as after a claim that got nothing
         worker._claimer.wake()

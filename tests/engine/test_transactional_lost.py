@@ -13,6 +13,7 @@ from engine_support import LONG, Build, Seen, Sql, ended, eventually, failure
 from transactional_support import Notes, idle_backends, stepping
 
 from gen_durable import Backoff, Context, Done, Engine, Job, Machine, Next, job, step
+from gen_durable._runtime.transactor import RERUNS
 from gen_durable.events import StaleEvent
 
 # As a reaper does it to a worker that it believes dead.
@@ -264,7 +265,9 @@ async def test_a_serialization_failure_runs_the_step_again(build: Build, notes: 
         handles = [await engine.insert(count.bind()) for _ in range(2)]
         assert sorted([await handle.result(timeout=LONG) for handle in handles]) == [0, 1]
         assert [(await handle.get()).attempt for handle in handles] == [0, 0]
-    assert runs == [0, 0, 0]
+    # (Once more, where the first is still committing when the second runs again.)
+    assert set(runs) == {0}
+    assert 3 <= len(runs) <= 2 + RERUNS
     assert await notes.all() == ["0", "1"]
 
 

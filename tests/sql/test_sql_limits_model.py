@@ -36,7 +36,7 @@ from gen_durable._store.limiting import Kind, NewLimit, set_limit, tell, telling
 from gen_durable._store.operation import drive_together
 from gen_durable.status import Status
 
-EXAMPLES = int(os.environ.get("GEN_DURABLE_MODEL_EXAMPLES", "30"))
+EXAMPLES = int(os.environ.get("GEN_DURABLE_MODEL_EXAMPLES", "20"))
 STEPS = 40
 NEAR = 0.15  # seconds: a look that is to come so soon comes at once when the test waits for rest
 

@@ -39,7 +39,7 @@ from gen_durable._store.steering import bring_back, cancel_all, cancel_children
 from gen_durable.errors import DuplicateInstance
 from gen_durable.status import Status, TransitionKind
 
-EXAMPLES = int(os.environ.get("GEN_DURABLE_MODEL_EXAMPLES", "40"))
+EXAMPLES = int(os.environ.get("GEN_DURABLE_MODEL_EXAMPLES", "25"))
 STEPS = 45
 
 
