@@ -73,8 +73,12 @@ async def test_of_a_spawn_that_is_refused_no_child_is_a_claim(build: Build, sql:
         assert await eventually(lambda: _failed(engine, handle.id))
         assert await born(sql) == []
         assert [event.machine for event in starts.all if event.machine == leaf.__name__] == []
+        assert await eventually(lambda: _nothing_held(engine))
         assert kept(worker_of(engine)) == 0
-        assert not worker_of(engine)._held
+
+
+async def _nothing_held(engine: Engine) -> bool:  # the row says it first, then the answer to the commit
+    return not worker_of(engine)._held
 
 
 async def _failed(engine: Engine, id_: int) -> bool:
