@@ -81,6 +81,7 @@ def calls(mine: list[tuple[int, int]], stock: Stock) -> list[Call]:
              {"instances_ready", "instances_pkey", "signals_pkey"}, 4 * BATCH, 4000),
         Call("claim of two lanes", "claiming/claim", {"worker": ME, "wants": encode(wants)},
              {"instances_ready", "instances_pkey", "signals_pkey"}, 7 * BATCH, 4000),
+        Call("left", "claiming/left", {"lanes": [1, 2]}, {"instances_ready"}, 4, 200),
         Call("commit of all kinds", "committing/commit",
              {"worker": ME, "outcomes": encode(batch), "first": encode(first), "wake": ["q"]},
              {"instances_pkey", "signals_pkey"}, 9 * BATCH, 20000),

@@ -260,9 +260,9 @@ class Asked:
 
         return ask
 
-    async def more(self, name: str, than: int = 0) -> bool:
+    async def more(self, name: str, than: int = 0) -> None:
+        """Waits until one was answered more often."""
         await eventually(lambda: self._are(name, than))
-        return True
 
     async def _are(self, name: str, than: int) -> bool:
         return self.names.count(name) > than

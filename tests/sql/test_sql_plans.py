@@ -31,6 +31,7 @@ WATCHED = re.compile(r"(instances|finished|transitions|signals)")
 # What the worker runs also behind a transaction pooler, where nothing can be set for the session.
 POOLED = {
     "claiming/claim",
+    "claiming/left",
     "claiming/release",
     "committing/commit",
     "committing/end",

@@ -76,7 +76,7 @@ class Claimer(Service):
         self._most = MOST
         self._alone = 0  # the row whose next crash would be its last
         self.claiming = False  # a claim is under way
-        self.failing = False  # the last claim failed
+        self.failing = False  # the last claim failed, or a look at what is left
         self.closing = False
         self.on_rates: Callable[[set[str]], None] = lambda lines: None  # rows with these rates were claimed
         self.on_put_off: Callable[[float], None] = lambda seconds: None  # rows are due again in so many seconds

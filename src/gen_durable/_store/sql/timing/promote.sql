@@ -7,8 +7,8 @@
 -- Guard: SKIP LOCKED under the status filter. A signal or a child's end that commits first has woken the row; one that
 --   comes after finds it awake, and is seen by the claim.
 -- Answer: how many were promoted; notifications; seconds until the next is due, null when there is none; seconds until
---   limits need a look (admit.sql), null when none does; whether somebody had locked rows that
---   are due, null when there were enough others.
+--   limits need a look (admit.sql), null when none does; whether somebody had locked rows that are due, null when there
+--   were enough others.
 WITH picked AS MATERIALIZED (
     SELECT i.id
     FROM {schema}.instances i
